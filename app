@@ -1,0 +1,1 @@
+attnctrl/app

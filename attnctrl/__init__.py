@@ -1,0 +1,64 @@
+"""Control of the attention of diffusion transformers, without training."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .control import Control, Reference
+    from .errors import ConflictError, ControlError, NoEffectWarning
+    from .pipelines.flux import ControlledFluxPipeline
+    from .pipelines.generate import generate
+    from .pipelines.loading import load
+    from .pipelines.recipe import Recipe, read_recipe
+    from .processors import AlignedStyle, Falling, NaiveSharing, StyleAligned, attached
+    from .where import Where
+
+_HOMES = {
+    "AlignedStyle": "processors",
+    "ConflictError": "errors",
+    "Control": "control",
+    "ControlError": "errors",
+    "ControlledFluxPipeline": "pipelines.flux",
+    "Falling": "processors",
+    "NaiveSharing": "processors",
+    "NoEffectWarning": "errors",
+    "Recipe": "pipelines.recipe",
+    "Reference": "control",
+    "StyleAligned": "processors",
+    "Where": "where",
+    "attached": "processors",
+    "generate": "pipelines.generate",
+    "load": "pipelines.loading",
+    "read_recipe": "pipelines.recipe",
+}
+
+__all__ = [
+    "AlignedStyle",
+    "ConflictError",
+    "Control",
+    "ControlError",
+    "ControlledFluxPipeline",
+    "Falling",
+    "NaiveSharing",
+    "NoEffectWarning",
+    "Recipe",
+    "Reference",
+    "StyleAligned",
+    "Where",
+    "attached",
+    "generate",
+    "load",
+    "read_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnctrl' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,226 @@
+"""The command line: attnctrl demo, generate, run, info, methods."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+from rich.table import Table
+
+from ..errors import ControlError
+
+if TYPE_CHECKING:
+    from ..pipelines.generate import PictureSet
+    from ..pipelines.recipe import Recipe
+
+console = Console()
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Control the attention of diffusion transformers, without training.",
+)
+Model = Annotated[str, typer.Option(help="tiny-flux, a diffusers folder or a hub id.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")]
+Out = Annotated[Path | None, typer.Option(help="A new folder for the result.")]
+
+DEMO_STYLE = "watercolor"
+DEMO_SUBJECTS = ("a fox", "a teapot", "a butterfly", "a house")
+
+
+@app.command()
+def demo(out: Out = None, seed: int = 0) -> None:
+    """Make a set in one style with the embedded model: once plain, once aligned."""
+    from ..pipelines.generate import sheet_row, write_set
+    from ..pipelines.recipe import Recipe
+    from ..processors import AlignedStyle
+
+    folder = _folder(out, "demo")
+    pipe = _load("tiny-flux", None, None, "none")
+    prompts = tuple(f"{subject}, {DEMO_STYLE}" for subject in DEMO_SUBJECTS)
+    plain = _generate(pipe, Recipe(prompts=prompts, seed=seed), "plain")
+    aligned = _generate(pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(),)}), "aligned")
+    rows = [
+        sheet_row(plain, "Plain: every picture finds its own style"),
+        sheet_row(aligned, "Aligned: all follow the first picture"),
+    ]
+    heading = f"One prompt style, “{DEMO_STYLE}”, seed {seed}"
+    write_set(plain, folder / "plain")
+    write_set(aligned, folder / "aligned", rows, heading)
+    _say_written(folder, ("aligned/sheet.png", "aligned", "plain"))
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts; the first leads the set.")],
+    style: Annotated[str, typer.Option(help="aligned, stylealigned, naive or plain.")] = "aligned",
+    reference: Annotated[Path | None, typer.Option(help="A picture to follow instead of the first prompt.")] = None,
+    caption: Annotated[str, typer.Option(help="What the reference picture shows; may be left out.")] = "",
+    strength: Annotated[float, typer.Option(help="Odds of the shared tokens: 0 off, 1 as published.")] = 1.0,
+    blocks: Annotated[str | None, typer.Option(help="Blocks: single, 19-56, double:0-4, 0-56/2.")] = None,
+    at_steps: Annotated[str | None, typer.Option(help="Steps at which to share: 0-9 or 0%-40%.")] = None,
+    model: Model = "tiny-flux",
+    steps: Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Picture i has seed + i.")] = 0,
+    size: Annotated[str | None, typer.Option(help="Pixels: 64 or 80x48 (width x height).")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="For true CFG.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="The distilled guidance of FLUX.1-dev.")] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; over 1 doubles the time.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures computed together.")] = 8,
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    out: Out = None,
+) -> None:
+    """Make a set of pictures that share one style."""
+    from ..pipelines.recipe import Recipe
+    from .options import control_of, size_of
+
+    control = control_of(style, strength, blocks, at_steps, reference, caption)
+    if control and not control[0].off and not control[0].references() and len(prompts) < 2:
+        raise ControlError(
+            "one prompt has nothing to share a style with: give two or more prompts, --reference PICTURE, or --style plain"
+        )
+    values: dict[str, Any] = {
+        "model": model, "prompts": tuple(prompts), "control": control, "seed": seed, "num_inference_steps": steps,
+        "negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale,
+        "batch_size": batch_size, **size_of(size),
+    }  # fmt: skip
+    _make(Recipe(**values), device, dtype, offload, _folder(out, "set"))
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe.json, or a PNG made by attnctrl.")],
+    device: Device = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    out: Out = None,
+) -> None:
+    """Replay a recipe; says whether the pictures came out the same, pixel for pixel."""
+    import torch
+
+    from ..pipelines.recipe import read_recipe
+
+    earlier = read_recipe(recipe)
+    before = earlier.environment
+    if before is not None:
+        torch.set_num_threads(before.threads)
+        device, dtype = device or before.device, dtype or before.dtype
+    result = _make(earlier, device, dtype, offload, _folder(out, "replay"))
+    if earlier.made:
+        same, now = result.same_as(earlier), result.recipe.environment
+        console.print(f"{same} of {len(earlier.made)} pictures are identical to the recipe's")
+        if same < len(earlier.made):
+            console.print(f"made then with {before}\nand now with {now}", highlight=False)
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help="tiny-flux, a diffusers folder or a hub id.")] = "tiny-flux") -> None:
+    """Show a model's blocks as --blocks names them, and its own settings."""
+    from ..processors.attaching import architecture_of
+
+    pipe = _load(model, "cpu", None, "none")
+    architecture = architecture_of(pipe)
+    table = Table("block", "stream", "in stream", "heads", title=f"{model} ({architecture.name})")
+    for site in architecture.sites(pipe.transformer):
+        table.add_row(f"L{site.index}", site.stream, f"{site.stream}:{site.local}", f"H0-H{site.heads - 1}")
+    console.print(table)
+    for name, value in pipe.settings.given().items():
+        console.print(f"{name}: {value!r}", highlight=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods and their settings."""
+    from .options import KINDS
+
+    for kind, control in KINDS.items():
+        console.print(f"[bold]{kind}[/]  {(control.__doc__ or '').splitlines()[0]}", highlight=False)
+        for name, field in control.model_fields.items():
+            if name != "kind":
+                console.print(f"    {name} = {field.default!r}", highlight=False)
+
+
+def main() -> None:
+    """Run the command line; users' mistakes end with one line and exit code 2."""
+    from pydantic import ValidationError
+
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("ignore", FutureWarning)
+    try:
+        app()
+    except ValidationError as fault:
+        from ..pipelines.recipe import explain
+
+        _fail(explain(fault))
+    except ControlError as fault:
+        _fail(str(fault))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _load(model: str, device: str | None, dtype: str | None, offload: str) -> Any:
+    from ..pipelines.loading import load
+    from .options import DTYPES
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ControlError(f"--dtype {dtype} is unknown; choose {', '.join(DTYPES)}")
+    if offload not in ("none", "model", "sequential"):
+        raise ControlError(f"--offload {offload} is unknown; choose none, model or sequential")
+    with console.status(f"loading {model}"):
+        return load(model, device=device, dtype=DTYPES[dtype] if dtype else None, offload=offload)  # type: ignore[arg-type]
+
+
+def _generate(pipe: Any, recipe: Recipe, title: str) -> PictureSet:
+    from ..pipelines.generate import generate
+
+    with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(title, total=None)
+        step: Callable[[int, int], None] = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        return generate(pipe, recipe, step)
+
+
+def _make(recipe: Recipe, device: str | None, dtype: str | None, offload: str, folder: Path) -> PictureSet:
+    from ..pipelines.generate import write_set
+
+    pipe = _load(recipe.model, device, dtype, offload)
+    result = _generate(pipe, recipe, "pictures")
+    write_set(result, folder)
+    _say_written(folder, ("sheet.png", "recipe.json"))
+    return result
+
+
+def _folder(out: Path | None, stem: str) -> Path:
+    from ..pipelines.generate import refuse_used
+
+    if out is None:
+        home = Path("attnctrl-out")
+        out = next(p for n in range(1, 10**6) if not (p := home / f"{stem}-{n:03d}").exists())
+    refuse_used(out)
+    return out
+
+
+def _say_written(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        console.print(str(folder / name), highlight=False, soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
+    Console(stderr=True).print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def _fail(text: str) -> None:
+    one_line = " ".join(text.split())
+    Console(stderr=True).print(f"attnctrl: {one_line}", style="red", highlight=False, soft_wrap=True, markup=False)
+    sys.exit(2)

@@ -1,0 +1,160 @@
+"""What a control is: an immutable description, and the effect that it has on one transformer call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from .attention import Branch
+from .layout import RowPlan, Step, TokenLayout
+from .pictures import Picture
+from .where import Where
+
+Rotary = tuple[Tensor, Tensor] | None
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Features:
+    """q, k, v [B, S, H, D] of one site, after qk-norm and before position rotation, and the call's layout.
+
+    `gate` [H] is 1 for the heads that the control may touch there and 0 elsewhere; None means all.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: TokenLayout
+    gate: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a control adds to a site: keys and values before rotation, for some rows, at positions of their own.
+
+    `key`, `value` [T, Sk, H, D]; `rotary` rotates `key` (None: the model has no rotary positions);
+    `key_scale` [] multiplies the keys; `log_bias` as in Branch.
+    """
+
+    rows: RowPlan
+    key: Tensor
+    value: Tensor
+    rotary: Rotary
+    key_scale: Tensor | None = None
+    log_bias: Tensor | None = None
+
+    def branch(self, rotated: Tensor) -> Branch:
+        """The branch for the attention call, from the rotated keys."""
+        key = rotated if self.key_scale is None else rotated * self.key_scale.to(rotated.dtype)
+        return Branch(self.rows, key, self.value, self.log_bias)
+
+
+class Effect:
+    """What a control does at its sites during one transformer call; the base does nothing.
+
+    Methods are pure: tensors in, tensors out. They are traced by torch.compile, so whatever changes from step to step is
+    a 0-dim tensor.
+    """
+
+    def features(self, at: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """New q, k, v [B, S, H, D], before rotation."""
+        return at.q, at.k, at.v
+
+    def branches(self, at: Features) -> list[Extra]:
+        """Keys and values to read beside a row's own."""
+        return []
+
+
+class Reference(BaseModel):
+    """A picture to follow, as one more batch row that is noised to each step's level and dropped from the result.
+
+    `picture`: path or PIL image; `caption` describes it (empty: the empty prompt); `seed` draws its one fixed noise
+    (AlignedGen, arXiv 2509.17088, its external reference; no inversion).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    picture: Picture
+    caption: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One transformer call, as a control's `plan` sees it; its rows include those that references added.
+
+    `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as (start,
+    stop); each begins with a row per reference of `pictures`. `shifted(rows, columns)` gives the rotary tables of the image
+    tokens moved so far. `memory` lives as long as one run of the pipeline.
+    """
+
+    layout: TokenLayout
+    step: Step
+    groups: tuple[tuple[int, int], ...]
+    images_per_prompt: int
+    pictures: tuple[Reference, ...]
+    device: torch.device
+    shifted: Callable[[int, int], Rotary]
+    memory: dict[Hashable, Any]
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned the first time in this run, so that steps neither rebuild nor copy it."""
+        key = (key, self.groups, self.layout)
+        if key not in self.memory:
+            self.memory[key] = make()
+        result: T = self.memory[key]
+        return result
+
+    def constant(self, value: float, unless: float) -> Tensor | None:
+        """`value` as a 0-dim tensor on the device; None for the value that needs no arithmetic."""
+        if value == unless:
+            return None
+        return self.once(("constant", value), lambda: torch.tensor(value, device=self.device))
+
+    def row_of(self, reference: Reference) -> int:
+        """The place of the reference's row within a group."""
+        return next(i for i, picture in enumerate(self.pictures) if picture is reference)
+
+
+class Control(BaseModel, ABC):
+    """Base of all controls: data that can be stored in a recipe, and `plan`, which turns it into an effect.
+
+    `strength` 0 switches a control off, bit for bit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    kind: str
+    where: Where = Where()
+    strength: float = Field(1.0, ge=0.0)
+
+    order: ClassVar[int] = 0
+    """Place in the composition: lower orders change features first."""
+    claims: ClassVar[frozenset[str]] = frozenset()
+    """What the control overwrites; two controls that claim the same thing at one site conflict."""
+
+    @property
+    def claimed(self) -> frozenset[str]:
+        """The claims of this description as it is set."""
+        return self.claims
+
+    @property
+    def off(self) -> bool:
+        """Whether the description does nothing at all."""
+        return self.strength == 0
+
+    def references(self) -> Sequence[Reference]:
+        """Pictures that want a batch row of their own."""
+        return ()
+
+    def check(self, call: Call) -> None:
+        """Raise ControlError when the call cannot carry this control."""
+
+    @abstractmethod
+    def plan(self, call: Call) -> Effect:
+        """The effect on this call."""

@@ -1,0 +1,41 @@
+"""The walk through the phases of one controlled attention call, the same for every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .attention import Backend, attend_branches
+from .control import Features, Rotary
+
+Gates = tuple[tuple[int, Tensor | None], ...]
+"""The controls that act at a site, by position, each with its gate over heads."""
+
+
+def controlled_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    state: Any,
+    gates: Gates,
+    rotary: Rotary,
+    rotate: Callable[[Tensor, Rotary], Tensor],
+    backend: Backend,
+) -> Tensor:
+    """Features, branches and merge -> [B, S, H, D]; with no effect at this step, the stock attention bit for bit.
+
+    q, k, v [B, S, H, D] after qk-norm and before rotation by `rotary`.
+    """
+    extras = []
+    for position, gate in gates:
+        effect = state.effects[position]
+        if effect is not None:
+            at = Features(q, k, v, state.layout, gate)
+            q, k, v = effect.features(at)
+            extras += effect.branches(replace(at, q=q, k=k, v=v))
+    branches = [extra.branch(rotate(extra.key, extra.rotary)) for extra in extras]
+    return attend_branches(rotate(q, rotary), rotate(k, rotary), v, branches, backend)

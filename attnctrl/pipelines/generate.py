@@ -1,0 +1,165 @@
+"""The generate task: run a recipe, write its pictures, and say whether a replay came out the same."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from ..errors import ControlError
+from .flux import ControlledFluxPipeline
+from .recipe import PNG_KEY, Environment, Made, Recipe
+from .sheets import SheetRow, contact_sheet
+
+RECIPE, SHEET = "recipe.json", "sheet.png"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """The pictures of a finished recipe, in the order of its prompts, and the recipe with what was made."""
+
+    pictures: tuple[Image.Image, ...]
+    recipe: Recipe
+
+    def same_as(self, earlier: Recipe) -> int:
+        """How many pictures equal those that `earlier` recorded, pixel for pixel."""
+        return sum(a.sha256 == b.sha256 for a, b in zip(self.recipe.made, earlier.made, strict=False))
+
+
+def batches(prompts: int, batch_size: int, shared_first: bool) -> list[list[int]]:
+    """Prompt numbers by batch; with `shared_first`, prompt 0 leads every batch."""
+    if not shared_first:
+        return [list(range(i, min(i + batch_size, prompts))) for i in range(0, prompts, batch_size)]
+    step = batch_size - 1
+    rest = list(range(1, prompts))
+    return [[0, *rest[i : i + step]] for i in range(0, max(len(rest), 1), step)]
+
+
+def generate(pipe: ControlledFluxPipeline, recipe: Recipe, progress: Progress | None = None) -> PictureSet:
+    """Run a recipe on a loaded pipeline.
+
+    progress(done, total) is called after every solver step. Raises ControlError when the model cannot run it.
+    """
+    _check_size(pipe, recipe)
+    leads = any(not control.off and not control.references() for control in recipe.control)
+    plan = batches(len(recipe.prompts), recipe.batch_size, leads)
+    pictures: dict[int, Image.Image] = {}
+    done = 0
+
+    def stepped(run: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, run.num_timesteps * len(plan))
+        return tensors
+
+    for numbers in plan:
+        generators = [torch.Generator("cpu").manual_seed(recipe.seed + i) for i in numbers]
+        result = pipe(
+            prompt=[recipe.prompts[i] for i in numbers],
+            control=recipe.control,
+            generator=generators,
+            callback_on_step_end=stepped,
+            **recipe.arguments(),
+        )
+        for i, picture in zip(numbers, result.images, strict=True):
+            pictures.setdefault(i, picture)
+    ordered = tuple(pictures[i] for i in range(len(recipe.prompts)))
+    made = tuple(
+        Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed + i, sha256=pixel_hash(picture))
+        for i, (prompt, picture) in enumerate(zip(recipe.prompts, ordered, strict=True))
+    )
+    settled = {**pipe.settings.given(), **recipe.arguments(), "made": made, "environment": environment(pipe)}
+    return PictureSet(ordered, recipe.model_copy(update=settled))
+
+
+def write_set(result: PictureSet, folder: Path, rows: Sequence[SheetRow] | None = None, heading: str = "") -> None:
+    """Write pictures (with the recipe in their metadata), sheet and recipe, all or nothing, to a new folder."""
+    recipe = result.recipe
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(PNG_KEY, recipe.dump())
+    with new_folder(folder) as draft:
+        for made, picture in zip(recipe.made, result.pictures, strict=True):
+            picture.save(draft / made.file, pnginfo=info)
+        contact_sheet(rows or [sheet_row(result)], heading).save(draft / SHEET)
+        (draft / RECIPE).write_text(recipe.dump(), encoding="utf-8")
+
+
+def sheet_row(result: PictureSet, title: str | None = None) -> SheetRow:
+    """A set as a row of a contact sheet, its reference framed (a picture reference stands first)."""
+    recipe = result.recipe
+    kinds = " + ".join(control.kind for control in recipe.control) or "plain"
+    pictures, captions = list(result.pictures), list(recipe.prompts)
+    references = [r for control in recipe.control if not control.off for r in control.references()]
+    for reference in reversed(references):
+        pictures.insert(0, reference.picture)
+        captions.insert(0, f"reference picture {reference.caption}".strip())
+    leads = frozenset(range(len(references) or 1)) if recipe.control else frozenset()
+    return SheetRow(title or kinds, pictures, captions, leads)
+
+
+class new_folder:
+    """A folder that appears complete or not at all; raises ControlError for one that exists and is not empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        refuse_used(self.folder)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        except OSError as fault:
+            raise ControlError(f"cannot write to {self.folder}: {fault.strerror}") from None
+        return self.draft
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is None:
+            self.draft.chmod(0o755)
+            if self.folder.exists():
+                self.folder.rmdir()
+            self.draft.rename(self.folder)
+        else:
+            shutil.rmtree(self.draft, ignore_errors=True)
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise ControlError unless `folder` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ControlError(f"{folder} exists already; name a new folder with --out")
+
+
+def pixel_hash(picture: Image.Image) -> str:
+    """SHA-256 of size and RGB bytes."""
+    body = picture.convert("RGB")
+    return hashlib.sha256(f"{body.width}x{body.height}:".encode() + body.tobytes()).hexdigest()
+
+
+def environment(pipe: ControlledFluxPipeline) -> Environment:
+    """What this run's floating point depends on."""
+    return Environment(
+        attnctrl=version("attnctrl"),
+        torch=torch.__version__,
+        diffusers=version("diffusers"),
+        device=pipe.device.type,
+        dtype=str(pipe.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _check_size(pipe: ControlledFluxPipeline, recipe: Recipe) -> None:
+    unit = pipe.vae_scale_factor * 2
+    for name in ("height", "width"):
+        value = getattr(recipe, name)
+        if value is not None and value % unit:
+            near = max(unit, round(value / unit) * unit)
+            raise ControlError(f"{name} {value} is no multiple of {unit} px, this model's token; {near} is the nearest")

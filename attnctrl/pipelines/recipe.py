@@ -1,0 +1,103 @@
+"""A recipe: everything that makes a set of pictures, as JSON that can be replayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ControlError
+from ..processors import CONTROLS
+
+PNG_KEY = "attnctrl"
+AnyControl = Annotated[CONTROLS[0] | CONTROLS[1] | CONTROLS[2], Field(discriminator="kind")]  # type: ignore[valid-type]
+
+
+class Made(BaseModel):
+    """One picture of a finished recipe: file name, its own seed, and the SHA-256 of its RGB pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    prompt: str
+    seed: int
+    sha256: str
+
+
+class Environment(BaseModel):
+    """Where a recipe ran. Floating point depends on all of it; the same values replay bit for bit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attnctrl: str
+    torch: str
+    diffusers: str
+    device: str
+    dtype: str
+    threads: int
+
+
+class Recipe(BaseModel):
+    """Prompts, controls, model and numbers of one set. None is the model's own setting.
+
+    Sizes in pixels; picture i has seed + i; with more than `batch_size` prompts the first one (or the reference picture)
+    is in every batch, so that all follow the same reference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: int = Field(1, ge=1, le=1)
+    model: str = "tiny-flux"
+    prompts: tuple[str, ...] = Field(min_length=1)
+    control: tuple[AnyControl, ...] = ()
+    negative_prompt: str | None = None
+    seed: int = Field(0, ge=0, lt=2**63)
+    height: int | None = Field(None, gt=0)
+    width: int | None = Field(None, gt=0)
+    num_inference_steps: int | None = Field(None, gt=0)
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    max_sequence_length: int | None = Field(None, gt=0)
+    batch_size: int = Field(8, ge=2)
+    environment: Environment | None = None
+    made: tuple[Made, ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The pipeline arguments that the recipe sets."""
+        names = ("negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "true_cfg_scale")
+        values = {name: getattr(self, name) for name in (*names, "max_sequence_length")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def dump(self) -> str:
+        """JSON text with every value written out, so that later defaults do not change a replay."""
+        return self.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from its JSON file or from a PNG that was made here; ControlError says what is wrong with it."""
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".png":
+            with Image.open(path) as image:
+                text = image.info.get(PNG_KEY)
+            if text is None:
+                raise ControlError(f"{path} carries no recipe; use a PNG made by attnctrl, or its recipe.json")
+        else:
+            text = path.read_text(encoding="utf-8")
+        return Recipe.model_validate_json(text)
+    except ValidationError as fault:
+        raise ControlError(f"{path}: {explain(fault)}") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = getattr(fault, "strerror", None) or "it is no text file"
+        raise ControlError(f"cannot read the recipe {path}: {reason}") from None
+
+
+def explain(fault: ValidationError) -> str:
+    """The first fault of a validation, as one line: where and what."""
+    first = fault.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {fault.error_count() - 1} more)" if fault.error_count() > 1 else ""
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}{more}" if where else f"{text}{more}"

@@ -1,0 +1,20 @@
+"""Plain attention sharing, the baseline that StyleAligned and AlignedGen improve on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..where import Where
+from .sharing import SharingControl
+
+
+class NaiveSharing(SharingControl):
+    """Attn(Q, [K ; K_ref], [V ; V_ref]): no AdaIN, no shift, in AlignedGen's blocks.
+
+    AlignedGen (arXiv 2509.17088, its "direct sharing") shows that targets then copy the reference's content.
+    """
+
+    kind: Literal["naive"] = "naive"
+    where: Where = Where(blocks="single")
+    adain_queries: bool = False
+    adain_keys: bool = False

@@ -1,0 +1,161 @@
+"""`Where`: the one notation for blocks, heads and steps, in Python, recipes, the command line and the app."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from .errors import ControlError
+from .layout import Site, Step
+
+_BLOCKS = re.compile(r"(?:(?P<stream>[a-z]+):)?L?(?P<first>\d+)(?:-L?(?P<last>\d+))?(?:/(?P<stride>\d+))?")
+_HEAD = re.compile(r"(?:L(?P<block>\d+))?H(?P<head>\d+)")
+_STEPS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
+_PART = re.compile(r"(?P<first>\d+(?:\.\d+)?)%-(?P<last>\d+(?:\.\d+)?)%")
+
+
+class Where(BaseModel):
+    """Blocks, heads and steps at which a control acts.
+
+    blocks: comma-separated; `all`, a stream (`single`), global numbers `19`, `19-56`, every n-th `19-56/2`, or
+        numbers within a stream `single:0-5`. A list of ints is accepted.
+    heads: `all`, `H3` (in every chosen block) or `L14H7`; separated by commas or spaces.
+    steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not).
+        A pair of floats (0.0, 0.4) is accepted.
+    Raises ValidationError for what it cannot read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: str = "all"
+    heads: str = "all"
+    steps: str = "all"
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _read_blocks(cls, value: Any) -> str:
+        text = _joined(value)
+        for item in _items(text):
+            match = _BLOCKS.fullmatch(item)
+            if not (match or re.fullmatch("[a-z]+", item)):
+                raise ValueError(f"blocks: cannot read {item!r}; write for example single, 19-56 or double:0-4")
+            _forward(match, "blocks")
+        return text
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _read_heads(cls, value: Any) -> str:
+        text = ",".join(_joined(value).replace(",", " ").split())
+        if text != "all" and not all(_HEAD.fullmatch(item) for item in _items(text)):
+            raise ValueError(f"heads: cannot read {text!r}; write for example L14H7 L14H17, H3 or all")
+        return text
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _read_steps(cls, value: Any) -> str:
+        if isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, float) for x in value):
+            value = f"{value[0] * 100:g}%-{value[1] * 100:g}%"
+        text = _joined(value)
+        for item in _items(text):
+            match = _STEPS.fullmatch(item) or _PART.fullmatch(item)
+            if not (match or item == "all"):
+                raise ValueError(f"steps: cannot read {item!r}; write for example 0-9, 0%-40% or all")
+            _forward(match, "steps")
+        return text
+
+    def select(self, sites: Sequence[Site]) -> dict[int, tuple[int, ...] | None]:
+        """The chosen block numbers, each with its chosen heads (None: all of them).
+
+        Raises ControlError for a stream, block or head that the model does not have.
+        """
+        by_block = {site.index: site for site in sites}
+        chosen = sorted({index for item in _items(self.blocks) for index in _blocks(item, sites)})
+        if self.heads == "all":
+            return dict.fromkeys(chosen)
+        heads: dict[int, set[int]] = {}
+        for item in _items(self.heads):
+            match = _HEAD.fullmatch(item)
+            assert match
+            blocks = chosen if match["block"] is None else [int(match["block"])]
+            for block in blocks:
+                if block not in by_block:
+                    raise ControlError(f"heads: {item} names block {block}; this model has blocks 0-{len(sites) - 1}")
+                if int(match["head"]) >= by_block[block].heads:
+                    raise ControlError(f"heads: {item}; block {block} has heads 0-{by_block[block].heads - 1}")
+                if block in chosen:
+                    heads.setdefault(block, set()).add(int(match["head"]))
+        return {block: tuple(sorted(numbers)) for block, numbers in sorted(heads.items())}
+
+    def acts_at(self, step: Step) -> bool:
+        """Whether `step` is among the chosen ones."""
+        for item in _items(self.steps):
+            if item == "all":
+                return True
+            if part := _PART.fullmatch(item):
+                if float(part["first"]) <= 100 * step.index / step.count < float(part["last"]):
+                    return True
+            elif whole := _STEPS.fullmatch(item):
+                if int(whole["first"]) <= step.index <= int(whole["last"] or whole["first"]):
+                    return True
+        return False
+
+    def may_meet(self, other: Where) -> bool:
+        """Whether some step of some schedule could be in both (indices against percentages: assumed so)."""
+        for a in _items(self.steps):
+            for b in _items(other.steps):
+                spans = [_STEPS.fullmatch(x) for x in (a, b)], [_PART.fullmatch(x) for x in (a, b)]
+                for indices, closed in zip(spans, (True, False), strict=True):
+                    if all(indices):
+                        (a0, a1), (b0, b1) = (_span(m) for m in indices if m)
+                        if max(a0, b0) < min(a1, b1) or (closed and max(a0, b0) == min(a1, b1)):
+                            return True
+                        break
+                else:
+                    return True
+        return False
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",")]
+
+
+def _joined(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Iterable):
+        items = [str(x) for x in value]
+        if items:
+            return ",".join(items)
+    raise ValueError(f"expected text, a number or a list, got {value!r}")
+
+
+def _span(match: re.Match[str]) -> tuple[float, float]:
+    return float(match["first"]), float(match["last"] or match["first"])
+
+
+def _forward(match: re.Match[str] | None, what: str) -> None:
+    if match and match["last"] is not None and float(match["last"]) < float(match["first"]):
+        raise ValueError(f"{what}: the range {match[0]!r} runs backwards")
+
+
+def _blocks(item: str, sites: Sequence[Site]) -> list[int]:
+    streams = sorted({site.stream for site in sites})
+    if item == "all":
+        return [site.index for site in sites]
+    match = _BLOCKS.fullmatch(item)
+    stream = match["stream"] if match else item
+    if stream is not None and stream not in streams:
+        raise ControlError(f"blocks: this model has no stream {stream!r}; it has {', '.join(streams)}")
+    if not match:
+        return [site.index for site in sites if site.stream == stream]
+    numbers = {(site.local if stream else site.index): site.index for site in sites if stream in (None, site.stream)}
+    first, last = int(match["first"]), int(match["last"] or match["first"])
+    if last not in numbers:
+        known = f"{stream + ' ' if stream else ''}blocks 0-{max(numbers)}"
+        raise ControlError(f"blocks: {item} is out of range; this model has {known}")
+    return [numbers[n] for n in range(first, last + 1, int(match["stride"] or 1))]

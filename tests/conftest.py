@@ -1,0 +1,44 @@
+"""Shared fixtures: one thread layout, tiny random pipelines, and the inputs of one transformer call."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from tiny import tiny_flux
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+PROMPTS = ["a fox", "a teapot", "a castle", "a moon", "an owl", "a car", "a tree", "a key", "a bell"]
+
+
+@pytest.fixture
+def pipe() -> FluxPipeline:
+    """A random FLUX pipeline."""
+    return tiny_flux()
+
+
+@pytest.fixture
+def latents_of() -> Callable[..., torch.Tensor]:
+    """latents_of(pipe, n, steps, ...) -> final packed latents of the first n prompts, picture i seeded with i."""
+
+    def run(pipe: Any, n: int = 3, steps: int = 3, cfg: float = 1.0, seeds: Any = None, **more: Any) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(s) for s in (seeds or range(n))]
+        if cfg > 1:
+            more = {"negative_prompt": ["a rag"] * n, "true_cfg_scale": cfg, **more}
+        options = {
+            "prompt": PROMPTS[:n], "num_inference_steps": steps, "height": 64, "width": 64,
+            "max_sequence_length": 12, "output_type": "latent", "generator": generators, **more,
+        }  # fmt: skip
+        result: torch.Tensor = pipe(**options).images
+        return result
+
+    return run

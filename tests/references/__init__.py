@@ -1,0 +1,1 @@
+"""Naive, independent reference implementations: dense, slow, dtype-preserving. For tests only."""

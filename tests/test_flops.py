@@ -1,0 +1,53 @@
+"""The cost of a shared step on the true FLUX.1-dev size, counted on the meta device, against the bound."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnctrl import AlignedStyle, NaiveSharing, attached
+
+ROWS, TEXT, SIDE, DOUBLE, SINGLE, HEADS, WIDTH = 4, 512, 64, 19, 38, 24, 128
+
+
+class Pipe:
+    """What a session needs of a pipeline: a transformer and a scheduler."""
+
+    def __init__(self) -> None:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        with torch.device("meta"):
+            self.transformer = FluxTransformer2DModel(guidance_embeds=True)
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        self.scheduler.set_timesteps(2)
+
+
+def call_flops(pipe: Pipe, control) -> int:
+    ids = torch.stack(torch.meshgrid(torch.zeros(1), *[torch.arange(SIDE * 1.0)] * 2, indexing="ij"), -1).reshape(-1, 3)
+    meta = {"device": "meta"}
+    arguments = {
+        "hidden_states": torch.empty(ROWS, SIDE * SIDE, 64, **meta),
+        "encoder_hidden_states": torch.empty(ROWS, TEXT, 4096, **meta),
+        "pooled_projections": torch.empty(ROWS, 768, **meta),
+        "timestep": torch.empty(ROWS, **meta),
+        "guidance": torch.empty(ROWS, **meta),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(TEXT, 3),
+    }
+    with torch.no_grad(), attached(pipe, control), FlopCounterMode(display=False) as counter:
+        pipe.transformer(**arguments)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("control", [AlignedStyle(), NaiveSharing()], ids=lambda c: c.kind)
+def test_shared_step_is_within_one_percent_of_the_bound(control):
+    pipe = Pipe()
+    stock = call_flops(pipe, None)
+    assert stock / ROWS == pytest.approx(74.4e12, rel=0.01), "the counter misses work"
+    extra = 4 * (TEXT + SIDE * SIDE) * SIDE * SIDE * HEADS * WIDTH * (ROWS - 1) * SINGLE
+    bound = 1 + extra / stock
+    assert bound == pytest.approx(1.089, abs=0.001)
+    assert call_flops(pipe, AlignedStyle(strength=0)) == stock
+    assert call_flops(pipe, control) / stock == pytest.approx(bound, rel=0.01)
