@@ -41,9 +41,7 @@ class Branch:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, bias: Tensor | None = None) -> Tensor:
     """Softmax attention through diffusers' dispatcher; `bias` is broadcastable to [B, H, Sq, Sk]."""
-    return dispatch_attention_fn(
-        q, k, v, attn_mask=bias, backend=backend.name, parallel_config=backend.parallel
-    )
+    return dispatch_attention_fn(q, k, v, attn_mask=bias, backend=backend.name, parallel_config=backend.parallel)
 
 
 def attend_branches(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], backend: Backend) -> Tensor:

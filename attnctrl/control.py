@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from .attention import Branch
@@ -58,8 +58,8 @@ class Extra:
 class Effect:
     """What a control does at its sites during one transformer call; the base does nothing.
 
-    Methods are pure: tensors in, tensors out. They are traced by torch.compile, so whatever changes from step to step is
-    a 0-dim tensor.
+    Methods are pure: tensors in, tensors out. torch.compile traces them, so whatever changes from step to step is a
+    0-dim tensor.
     """
 
     def features(self, at: Features) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,9 +89,9 @@ class Reference(BaseModel):
 class Call:
     """One transformer call, as a control's `plan` sees it; its rows include those that references added.
 
-    `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as (start,
-    stop); each begins with a row per reference of `pictures`. `shifted(rows, columns)` gives the rotary tables of the image
-    tokens moved so far. `memory` lives as long as one run of the pipeline.
+    `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as
+    (start, stop); each begins with a row per reference of `pictures`. `shifted(rows, columns)` gives the rotary tables
+    of the image tokens moved so far. `memory` lives as long as one run of the pipeline.
     """
 
     layout: TokenLayout
@@ -132,6 +132,14 @@ class Control(BaseModel, ABC):
     kind: str
     where: Where = Where()
     strength: float = Field(1.0, ge=0.0)
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        """What `where` leaves open is as the method has it: Where(steps=...) keeps its blocks."""
+        given = value.model_dump(exclude_unset=True) if isinstance(value, Where) else value
+        usual = cls.model_fields["where"].default.model_dump()
+        return {**usual, **given} if isinstance(given, dict) else value
 
     order: ClassVar[int] = 0
     """Place in the composition: lower orders change features first."""

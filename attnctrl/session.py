@@ -164,9 +164,7 @@ class Session:
             return self.architecture.shifted(self.transformer, arguments, rows, columns)
 
         device = arguments["hidden_states"].device
-        return Call(
-            layout, step, groups, self.images_per_prompt, self._pictures, device, shifted, self._memory
-        )
+        return Call(layout, step, groups, self.images_per_prompt, self._pictures, device, shifted, self._memory)
 
 
 class _Clock:

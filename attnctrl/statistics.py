@@ -12,8 +12,8 @@ def adain(x: Tensor, reference: Tensor, amount: Tensor | None = None) -> Tensor:
     """Give `x` the per-head, per-channel mean and deviation of `reference`, over the token axis.
 
     `x`, `reference` [B, S, H, D] (S may differ); `amount` in [0, 1], broadcastable to [B, S, H, D], mixes with the
-    unchanged x (None is 1). Computed in fp32 or wider, returned in x's dtype. sigma = sqrt(var + 1e-5), var unbiased as in
-    the released code of StyleAligned (arXiv 2312.02133, eq. 4) and AlignedGen (arXiv 2509.17088).
+    unchanged x (None is 1). Computed in fp32 or wider, returned in x's dtype. sigma = sqrt(var + 1e-5), var unbiased as
+    in the released code of StyleAligned (arXiv 2312.02133) and AlignedGen (arXiv 2509.17088).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     a, r = x.to(wide), reference.to(wide)

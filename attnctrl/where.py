@@ -91,16 +91,7 @@ class Where(BaseModel):
 
     def acts_at(self, step: Step) -> bool:
         """Whether `step` is among the chosen ones."""
-        for item in _items(self.steps):
-            if item == "all":
-                return True
-            if part := _PART.fullmatch(item):
-                if float(part["first"]) <= 100 * step.index / step.count < float(part["last"]):
-                    return True
-            elif whole := _STEPS.fullmatch(item):
-                if int(whole["first"]) <= step.index <= int(whole["last"] or whole["first"]):
-                    return True
-        return False
+        return any(_contains(item, step) for item in _items(self.steps))
 
     def may_meet(self, other: Where) -> bool:
         """Whether some step of some schedule could be in both (indices against percentages: assumed so)."""
@@ -116,6 +107,14 @@ class Where(BaseModel):
                 else:
                     return True
         return False
+
+
+def _contains(item: str, step: Step) -> bool:
+    if part := _PART.fullmatch(item):
+        return float(part["first"]) <= 100 * step.index / step.count < float(part["last"])
+    if whole := _STEPS.fullmatch(item):
+        return int(whole["first"]) <= step.index <= int(whole["last"] or whole["first"])
+    return item == "all"
 
 
 def _items(text: str) -> list[str]:

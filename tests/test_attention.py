@@ -10,7 +10,15 @@ from references.attention import adain as naive_adain
 from references.attention import dense_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnctrl.attention import Backend, Branch, _chunked, attend_branches, attend_with_lse, by_joined_keys, by_log_sum_exp
+from attnctrl.attention import (
+    Backend,
+    Branch,
+    _chunked,
+    attend_branches,
+    attend_with_lse,
+    by_joined_keys,
+    by_log_sum_exp,
+)
 from attnctrl.layout import RowPlan
 from attnctrl.statistics import adain
 
@@ -45,7 +53,9 @@ BIASES = {
 
 @pytest.mark.parametrize("bias", BIASES.values(), ids=BIASES.keys())
 @pytest.mark.parametrize("targets", [(1, 2, 3), (3, 0), (0, 1, 2, 3), (2,)], ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6), (torch.bfloat16, 2e-2)]
+)
 def test_joined_keys_and_log_sum_exp_equal_dense(bias, targets, dtype, tolerance):
     q, k, v = tensors(dtype)
     key, value = tensors(dtype, (EXTRA, EXTRA), len(targets))

@@ -67,9 +67,7 @@ def qkv(ag: dict[str, Tensor], name: str = "single") -> list[Tensor]:
 def test_dense_attention_is_sdpa() -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 8, generator=g, dtype=torch.float64) for n in (5, 9, 9))
-    bias = torch.randn(2, 1, 5, 9, generator=g, dtype=torch.float64).masked_fill(
-        torch.arange(9) % 4 == 1, -math.inf
-    )
+    bias = torch.randn(2, 1, 5, 9, generator=g, dtype=torch.float64).masked_fill(torch.arange(9) % 4 == 1, -math.inf)
     for b in (None, bias):
         expected = bshd(scaled_dot_product_attention(bshd(q), bshd(k), bshd(v), attn_mask=b))
         assert gap(dense_attention(q, k, v, b), expected) < 1e-13
@@ -83,9 +81,7 @@ def test_rope_tables_and_shiftpe(ag: dict[str, Tensor]) -> None:
         table = rope_table(ag[ids], (4, 6, 6))
         assert max(gap(table[0].double(), ag[cos]), gap(table[1].double(), ag[sin])) < 1e-7
     k = bshd(ag["single_k"])[:, TEXT:]
-    exact = [
-        rope_table(ids, (4, 6, 6), round_to=torch.float64) for ids in (image_ids(4, 6), image_ids(4, 6, 6))
-    ]
+    exact = [rope_table(ids, (4, 6, 6), round_to=torch.float64) for ids in (image_ids(4, 6), image_ids(4, 6, 6))]
     constant = rope_table(torch.tensor([[0.0, 0.0, 6.0]] * 24), (4, 6, 6), round_to=torch.float64)
     assert gap(apply_rope(apply_rope(k, *exact[0]), *constant), apply_rope(k, *exact[1])) < 1e-13
 
@@ -376,9 +372,7 @@ def test_reference_sample_is_the_pipeline(true_cfg: float, guidance: float | Non
         calls.append((step, which))
         return plain_site
 
-    cond, uncond = (
-        Condition(*p, inputs["txt_ids"], inputs["img_ids"], guidance) for p in (prompts, negatives)
-    )
+    cond, uncond = (Condition(*p, inputs["txt_ids"], inputs["img_ids"], guidance) for p in (prompts, negatives))
     ours = reference_sample(
         model, scheduler.sigmas, inputs["hidden_states"], cond, uncond, true_cfg, site_fn_factory=factory
     )

@@ -26,7 +26,10 @@ from attnctrl import (
 
 
 def test_batch_of_one_is_refused_with_the_way_out(pipe, latents_of):
-    with pytest.raises(ControlError, match=r"two or more prompts, or a reference picture"), attached(pipe, AlignedStyle()):
+    with (
+        pytest.raises(ControlError, match=r"two or more prompts, or a reference picture"),
+        attached(pipe, AlignedStyle()),
+    ):
         latents_of(pipe, n=1)
     picture = Reference(picture=Image.new("RGB", (64, 64), "red"))
     with attached(pipe, AlignedStyle(reference=picture)):
@@ -147,7 +150,9 @@ def test_unknown_model_and_foreign_processor(pipe):
     with pytest.raises(ControlError, match="Other with a Linear is not supported"), attached(Other(), AlignedStyle()):
         pass
     assert StableDiffusionPipeline is not None
-    pipe.transformer.transformer_blocks[0].attn.processor = type("Mine", (), {"__call__": print, "_parallel_config": None})()
+    pipe.transformer.transformer_blocks[0].attn.processor = type(
+        "Mine", (), {"__call__": print, "_parallel_config": None}
+    )()
     with pytest.raises(ControlError, match=r"L0 \(double 0\) has a Mine"), attached(pipe, StyleAligned()):
         pass
     stock = type(pipe.transformer.transformer_blocks[1].attn.processor).__name__
@@ -162,6 +167,12 @@ def test_attention_backend_set_inside_a_session_reaches_the_stock_processors(lat
         pipe.transformer.set_attention_backend("_native_math")
     backends = {p._attention_backend for p in pipe.transformer.attn_processors.values()}
     assert [b.value for b in backends] == ["_native_math"]
+
+
+def test_where_keeps_what_it_leaves_open():
+    assert AlignedStyle(where=Where(steps="0-3")).where == Where(blocks="single", steps="0-3")
+    assert AlignedStyle(where={"steps": "0-3"}).where.blocks == "single"
+    assert AlignedStyle(where=Where(blocks="all")).where.blocks == "all"
 
 
 def test_controls_are_data():

@@ -156,7 +156,10 @@ def test_two_controls_merge_like_joined_keys():
         q, own = (apply_rope(x, cos, sin, torch.float32) for x in (q, k))
         outs = [dense_attention(q[:1], own[:1], v[:1])]
         for row in range(1, len(q)):
-            keys, values = torch.cat([own[row : row + 1], *turned], 1), torch.cat([v[row : row + 1]] + [v[:1, text:]] * 2, 1)
+            keys, values = (
+                torch.cat([own[row : row + 1], *turned], 1),
+                torch.cat([v[row : row + 1]] + [v[:1, text:]] * 2, 1),
+            )
             outs.append(dense_attention(q[row : row + 1], keys, values))
         return torch.cat(outs)
 

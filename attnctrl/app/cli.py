@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 console = Console()
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Control the attention of diffusion transformers, without training.",
 )
 Model = Annotated[str, typer.Option(help="tiny-flux, a diffusers folder or a hub id.")]
@@ -75,7 +77,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help="Pixels: 64 or 80x48 (width x height).")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="For true CFG.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="The distilled guidance of FLUX.1-dev.")] = None,
-    true_cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance; over 1 doubles the time.")] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; over 1 doubles the time.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures computed together.")] = 8,
     device: Device = None,
     dtype: Dtype = None,
@@ -126,7 +130,9 @@ def run(
 
 
 @app.command()
-def info(model: Annotated[str, typer.Argument(help="tiny-flux, a diffusers folder or a hub id.")] = "tiny-flux") -> None:
+def info(
+    model: Annotated[str, typer.Argument(help="tiny-flux, a diffusers folder or a hub id.")] = "tiny-flux",
+) -> None:
     """Show a model's blocks as --blocks names them, and its own settings."""
     from ..processors.attaching import architecture_of
 
@@ -171,6 +177,9 @@ def main() -> None:
 
 
 def _load(model: str, device: str | None, dtype: str | None, offload: str) -> Any:
+    import diffusers
+    import transformers
+
     from ..pipelines.loading import load
     from .options import DTYPES
 
@@ -178,6 +187,8 @@ def _load(model: str, device: str | None, dtype: str | None, offload: str) -> An
         raise ControlError(f"--dtype {dtype} is unknown; choose {', '.join(DTYPES)}")
     if offload not in ("none", "model", "sequential"):
         raise ControlError(f"--offload {offload} is unknown; choose none, model or sequential")
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     with console.status(f"loading {model}"):
         return load(model, device=device, dtype=DTYPES[dtype] if dtype else None, offload=offload)  # type: ignore[arg-type]
 

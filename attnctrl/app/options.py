@@ -46,8 +46,7 @@ def control_of(
     where = {name: text for name, text in (("blocks", blocks), ("steps", at_steps)) if text is not None}
     options: dict[str, Any] = {"strength": strength}
     if where:
-        base = cls.model_fields["where"].default
-        options["where"] = {**base.model_dump(), **where}
+        options["where"] = where
     if reference is not None:
         options["reference"] = Reference(picture=reference, caption=caption)
     return (cls(**options),)

@@ -27,9 +27,8 @@ class ControlledFluxPipeline(FluxPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> ControlledFluxPipeline:
         """As FluxPipeline.from_pretrained, with the folder's settings."""
-        settings = ModelSettings.read(pretrained_model_name_or_path, **kwargs)
         pipe: ControlledFluxPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        pipe.settings = settings
+        pipe.settings = ModelSettings.read(pretrained_model_name_or_path, **kwargs)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -45,9 +44,7 @@ class ControlledFluxPipeline(FluxPipeline):
         index["_class_name"] = FluxPipeline.__name__
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
-    def __call__(
-        self, *args: Any, control: Control | Sequence[Control] | None = None, **kwargs: Any
-    ) -> Any:
+    def __call__(self, *args: Any, control: Control | Sequence[Control] | None = None, **kwargs: Any) -> Any:
         """As FluxPipeline's call; `control` is one control or several, attached for this call only.
 
         Rows: the first prompt is the reference of a shared set, unless the control brings a picture. A single negative
@@ -59,9 +56,8 @@ class ControlledFluxPipeline(FluxPipeline):
             filled.pop("negative_prompt", None)
         prompt, negative = filled.get("prompt"), filled.get("negative_prompt")
         if isinstance(negative, str):
-            embeds = filled.get("prompt_embeds")
-            count = len(embeds) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
-            filled["negative_prompt"] = [negative] * count
+            prompts = [prompt] if isinstance(prompt, str) else prompt or filled.get("prompt_embeds", ())
+            filled["negative_prompt"] = [negative] * len(prompts)
         with attached(self, control, images_per_prompt=filled.get("num_images_per_prompt", 1)):
             return super().__call__(**filled)
 

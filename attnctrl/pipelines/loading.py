@@ -38,7 +38,7 @@ def load(
     `from_pretrained`.
     Raises ControlError when there is no such model, or it is none of a supported class.
     """
-    place = default_device() if device is None else torch.device(device)
+    place = default_device() if device is None else _device(device)
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     folder: str | Path = model_folder(str(model)) if str(model) in MODELS else model
     if Path(folder).exists():
@@ -63,6 +63,15 @@ def load(
     enable = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
     enable(device=place)
     return pipe
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ControlError(f"there is no device {str(device)!r} here; cpu always works") from None
+    return place
 
 
 def _class_of(folder: Path) -> type[ControlledFluxPipeline]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ControlError
-from ..processors import CONTROLS
+from ..processors import AnyControl
 
 PNG_KEY = "attnctrl"
-AnyControl = Annotated[CONTROLS[0] | CONTROLS[1] | CONTROLS[2], Field(discriminator="kind")]  # type: ignore[valid-type]
 
 
 class Made(BaseModel):

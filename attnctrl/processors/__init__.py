@@ -1,5 +1,9 @@
 """Attention processors by architecture, and the controls that run in them."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from .alignedgen import AlignedStyle
 from .attaching import attached
 from .naive import NaiveSharing
@@ -7,6 +11,18 @@ from .sharing import Falling, SharingControl
 from .stylealigned import StyleAligned
 
 CONTROLS = (AlignedStyle, StyleAligned, NaiveSharing)
-"""Every control that a recipe, the command line or the app can name by its kind."""
+"""Every control that the command line or the app can name by its kind."""
 
-__all__ = ["CONTROLS", "AlignedStyle", "Falling", "NaiveSharing", "SharingControl", "StyleAligned", "attached"]
+AnyControl = Annotated[AlignedStyle | StyleAligned | NaiveSharing, Field(discriminator="kind")]
+"""The same as a type, for recipes."""
+
+__all__ = [
+    "CONTROLS",
+    "AlignedStyle",
+    "AnyControl",
+    "Falling",
+    "NaiveSharing",
+    "SharingControl",
+    "StyleAligned",
+    "attached",
+]

@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_flux import (
     FluxTransformer2DModel,
     _get_qkv_projections,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..architecture import ReferenceRow
 from ..attention import Backend
@@ -92,7 +92,7 @@ class FluxArchitecture:
     name = "flux"
     transformer = FluxTransformer2DModel
 
-    def sites(self, transformer: nn.Module) -> tuple[Site, ...]:
+    def sites(self, transformer: Any) -> tuple[Site, ...]:
         """Double blocks first, as they run."""
         blocks = [("double", i, b) for i, b in enumerate(transformer.transformer_blocks)]
         blocks += [("single", i, b) for i, b in enumerate(transformer.single_transformer_blocks)]
@@ -100,7 +100,7 @@ class FluxArchitecture:
 
     def processor(self, site: Site, run: Any, gates: Gates) -> ControlledFluxAttnProcessor:
         """Raises ControlError where another processor than the stock one stands, or under context parallelism."""
-        stock = site.module.processor
+        stock: Any = site.module.processor
         if type(stock) is not FluxAttnProcessor:
             raise ControlError(
                 f"{site.label} has a {type(stock).__name__}, which a control here cannot carry yet: "
@@ -123,16 +123,14 @@ class FluxArchitecture:
         """True CFG runs in calls of its own."""
         return 1
 
-    def shifted(self, transformer: nn.Module, arguments: Arguments, rows: int, columns: int) -> Rotary:
+    def shifted(self, transformer: Any, arguments: Arguments, rows: int, columns: int) -> Rotary:
         """(cos, sin) [S_img, D] of the image ids moved by (rows, columns): ShiftPE."""
         ids = _ids(arguments["img_ids"])
         ids = ids[ids[:, 0] == ids[0, 0]]
         cos, sin = transformer.pos_embed(ids + ids.new_tensor([0, rows, columns]))
         return cos, sin
 
-    def reference_row(
-        self, pipe: Any, reference: Reference, arguments: Arguments, layout: TokenLayout
-    ) -> ReferenceRow:
+    def reference_row(self, pipe: Any, reference: Reference, arguments: Arguments, layout: TokenLayout) -> ReferenceRow:
         """Encode the picture at the size of this call, and its caption at this call's text length."""
         hidden, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
         if layout.condition is not None:

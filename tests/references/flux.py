@@ -17,16 +17,12 @@ SiteFn = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
 """(global block index, q, k, v, cos, sin, text_len) -> out; q, k, v and out are [B, S_text + S_img, H, D]."""
 
 
-def plain_site(
-    index: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, text_len: int
-) -> Tensor:
+def plain_site(index: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, text_len: int) -> Tensor:
     """Stock attention, softmax((Rq)(Rk)^T / sqrt(D)) v, with the rotation in q's own dtype."""
     return dense_attention(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)
 
 
-def stock_rounding_site(
-    index: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, text_len: int
-) -> Tensor:
+def stock_rounding_site(index: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, text_len: int) -> Tensor:
     """plain_site with rotated q and k rounded to float32, which diffusers does whatever the model's dtype."""
     return dense_attention(apply_rope(q, cos, sin, torch.float32), apply_rope(k, cos, sin, torch.float32), v)
 
@@ -94,14 +90,10 @@ def _text_qkv(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, _heads(attn.add_v_proj(x), attn)
 
 
-def _double_block(
-    block: nn.Module, img: Tensor, txt: Tensor, temb: Tensor, site: Callable
-) -> tuple[Tensor, Tensor]:
+def _double_block(block: nn.Module, img: Tensor, txt: Tensor, temb: Tensor, site: Callable) -> tuple[Tensor, Tensor]:
     """Two streams with their own weights that meet in one attention over [text | image]."""
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _modulation(block.norm1.linear, temb, 6)
-    t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = _modulation(
-        block.norm1_context.linear, temb, 6
-    )
+    t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = _modulation(block.norm1_context.linear, temb, 6)
     from_img = _image_qkv(block.attn, _modulate(img, shift, scale))
     from_txt = _text_qkv(block.attn, _modulate(txt, t_shift, t_scale))
     joint = [torch.cat([t, i], dim=1) for t, i in zip(from_txt, from_img, strict=True)]

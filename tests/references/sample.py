@@ -24,13 +24,9 @@ class Condition:
     guidance: float | None = None
 
 
-def _predict(
-    transformer: nn.Module, latents: Tensor, sigma: float, condition: Condition, site_fn: SiteFn
-) -> Tensor:
+def _predict(transformer: nn.Module, latents: Tensor, sigma: float, condition: Condition, site_fn: SiteFn) -> Tensor:
     rows = latents.shape[0]
-    guidance = (
-        None if condition.guidance is None else torch.full((rows,), condition.guidance, dtype=latents.dtype)
-    )
+    guidance = None if condition.guidance is None else torch.full((rows,), condition.guidance, dtype=latents.dtype)
     return reference_forward(
         transformer,
         latents,
