@@ -15,6 +15,8 @@ from torch import Tensor
 from .layout import RowPlan
 
 QUERY_CHUNK = 512
+FUSED = ("cpu", "cuda")
+"""Devices whose fused kernels give the log-sum-exp."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, bias: Tensor | Non
 def attend_branches(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], backend: Backend) -> Tensor:
     """Attention of every row to its own keys and to the branches that it reads -> [B, S, H, D].
 
-    Without branches this is the stock call, bit for bit. One branch is one call over joined keys (the faster
-    form, benchmarks/branches.py); more are merged by log-sum-exp.
+    Without branches this is the stock call, bit for bit. One branch without a bias is one call over joined keys, which
+    every kernel of diffusers can serve. A bias, or more branches, are merged by log-sum-exp: as fast
+    (benchmarks/branches.py), and no kernel has to take a mask.
     """
     if not branches:
         return attend(q, k, v, backend)
-    if len(branches) == 1:
+    if len(branches) == 1 and (branches[0].log_bias is None or q.device.type not in FUSED):
         return by_joined_keys(q, k, v, branches[0], backend)
     return by_log_sum_exp(q, k, v, branches)
 
