@@ -1,6 +1,6 @@
 """Does sharing keep a style? Plain, naive, StyleAligned and AlignedGen on the same prompts and seeds, judged.
 
-python benchmarks/style_sets.py --sets 40 --out docs/style-sets
+python benchmarks/style_sets.py --sets 32 --out docs/style-sets
 
 Each set has one style and four subjects; the first picture leads. Per set and method:
   agreement  1 - mean distance of the targets' style parameters to the leader's, as the judge reads them in that style
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ import torch
 from PIL import Image
 
 from attnctrl import AlignedStyle, Control, NaiveSharing, StyleAligned, load
+from attnctrl.embedded import artwork
 from attnctrl.embedded.judge import CIRCULAR, PARAMS, Judge
-from attnctrl.embedded.scenes import SUBJECT_NAMES, article, held_out
+from attnctrl.embedded.scenes import FIRST, World, article, held_out, render, sample
 from attnctrl.embedded.styles import STYLES
+from attnctrl.embedded.subjects import SubjectJudge
 from attnctrl.pipelines.sheets import SheetRow, contact_sheet
 
 METHODS: dict[str, tuple[Control, ...]] = {
@@ -34,25 +37,24 @@ METHODS: dict[str, tuple[Control, ...]] = {
     "aligned": (AlignedStyle(),),
 }
 METRICS = ("agreement", "subject", "leakage", "style")
-SIZE, SHOWN, DRAWS = 4, 4, 10_000
+SIZE, SHOWN, DRAWS = 4, 2, 10_000
 
 
 def draw_sets(count: int, seed: int) -> list[tuple[str, list[str]]]:
-    """Styles in turn, each with four different subjects whose (subject, style) pair was trained on."""
+    """The model's named styles in turn, each with four different subjects whose (subject, style) pair it was shown."""
     rng = np.random.default_rng(seed)
-    named = [name for name, style in STYLES.items() if style.named]
+    named = [name for name in FIRST.styles if STYLES[name].named]
     sets = []
     for i in range(count):
         style = named[i % len(named)]
-        known = [subject for subject in SUBJECT_NAMES if not held_out(subject, style)]
+        known = [subject for subject in FIRST.subjects if not held_out(subject, style)]
         sets.append((style, [str(s) for s in rng.choice(known, SIZE, replace=False)]))
     return sets
 
 
-def score(judge: Judge, images: np.ndarray, style: str, subjects: list[str]) -> dict[str, float]:
-    """The metrics of one set; images uint8 [4, H, W, 3], the leader first."""
+def score(judge: Judge, named: list[str], images: np.ndarray, style: str, subjects: list[str]) -> dict[str, float]:
+    """The metrics of one set; images uint8 [4, H, W, 3], the leader first, and the subjects that the judge names."""
     seen = judge(images, style=style)
-    named = [judge.subjects[i] for i in seen["subject"].argmax(1)]
     gaps = np.abs(seen["params"][1:] - seen["params"][:1])
     for i, name in enumerate(PARAMS):
         if name in CIRCULAR:
@@ -73,23 +75,56 @@ def interval(values: np.ndarray) -> list[float]:
     return [round(float(x), 3) for x in (values.mean(), low, high)]
 
 
-def run(count: int, seed: int) -> tuple[dict[str, dict[str, np.ndarray]], Image.Image]:
-    """Scores [metric][set] of every method, and a sheet of the first sets."""
-    pipe, judge = load("tiny-flux", device="cpu"), Judge.load()
-    scores: dict[str, dict[str, list[float]]] = {name: {metric: [] for metric in METRICS} for name in METHODS}
-    rows = []
-    for i, (style, subjects) in enumerate(draw_sets(count, seed)):
+def draw(sets: list[tuple[str, list[str]]], seed: int) -> dict[str, list[list[Image.Image]]]:
+    """Pictures [method][set][4]: the same prompts and seeds for every method."""
+    pipe = load("tiny-flux", device="cpu")
+    pictures: dict[str, list[list[Image.Image]]] = {name: [] for name in METHODS}
+    for i, (style, subjects) in enumerate(sets):
         prompts = [f"{article(subject)}, {style}" for subject in subjects]
         for name, control in METHODS.items():
             generators = [torch.Generator().manual_seed(seed + SIZE * i + j) for j in range(SIZE)]
-            pictures = pipe(prompts, control=control, generator=generators).images
-            for metric, value in score(judge, np.stack([np.asarray(p) for p in pictures]), style, subjects).items():
-                scores[name][metric].append(value)
-            if i < SHOWN:
-                rows.append(SheetRow(f"{style}: {name}", pictures, prompts, frozenset({0})))
-        print(f"set {i + 1} of {count}", flush=True)
-    arrays = {name: {metric: np.array(v) for metric, v in values.items()} for name, values in scores.items()}
-    return arrays, contact_sheet(rows)
+            pictures[name].append(pipe(prompts, control=control, generator=generators).images)
+        print(f"set {i + 1} of {len(sets)}", flush=True)
+    return pictures
+
+
+def true_sets(sets: list[tuple[str, list[str]]], cache: Path, seed: int) -> dict[str, list[list[Image.Image]]]:
+    """The same sets drawn by the world itself: the style's parameters drawn once a set, and once a picture."""
+    art, rng = artwork.load(cache), np.random.default_rng(seed)
+    rows: dict[str, list[list[Image.Image]]] = {"world, one draw a set": [], "world, one a picture": []}
+    for style, subjects in sets:
+        worlds = [World((subject,), (style,), FIRST.artworks, (((64, 64), 1.0),), 0.0, 0.0) for subject in subjects]
+        scenes = [sample(rng, world) for world in worlds]
+        rows["world, one a picture"].append([Image.fromarray(render(scene, art).image) for scene in scenes])
+        scenes = [replace(scene, params=scenes[0].params) for scene in scenes]
+        rows["world, one draw a set"].append([Image.fromarray(render(scene, art).image) for scene in scenes])
+    return rows
+
+
+def judged(
+    sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Image.Image]]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Scores [method][metric], an array over sets."""
+    judge, namer = Judge.load(), SubjectJudge.load()
+    scores = {}
+    for name, rows in pictures.items():
+        arrays = np.stack([np.stack([np.asarray(p) for p in row]) for row in rows])
+        named = namer(arrays.reshape(-1, *arrays.shape[2:]), FIRST.subjects)
+        each = [
+            score(judge, named[SIZE * i : SIZE * (i + 1)], images, style, subjects)
+            for i, (images, (style, subjects)) in enumerate(zip(arrays, sets, strict=True))
+        ]
+        scores[name] = {metric: np.array([row[metric] for row in each]) for metric in METRICS}
+    return scores
+
+
+def sheet(sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Image.Image]]]) -> Image.Image:
+    """Every method on the first sets."""
+    rows = []
+    for i, (style, subjects) in enumerate(sets[:SHOWN]):
+        for name in METHODS:
+            rows.append(SheetRow(f"{style}: {name}", pictures[name][i], subjects, frozenset({0})))
+    return contact_sheet(rows)
 
 
 def table(result: dict[str, dict[str, list[float]]]) -> str:
@@ -104,11 +139,17 @@ def table(result: dict[str, dict[str, list[float]]]) -> str:
 def main() -> None:
     """Run the study; write OUT.json, OUT.png and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=int, default=40)
+    parser.add_argument("--sets", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--artwork", type=Path, help="the artwork cache, for the world's own sets beside")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    scores, sheet = run(options.sets, options.seed)
+    sets = draw_sets(options.sets, options.seed)
+    pictures = draw(sets, options.seed)
+    sheet(sets, pictures).save(options.out.with_suffix(".png"))
+    if options.artwork:
+        pictures |= true_sets(sets, options.artwork, options.seed)
+    scores = judged(sets, pictures)
     means = {name: {m: interval(v) for m, v in values.items()} for name, values in scores.items()}
     gains = {
         name: {m: interval(v - scores["plain"][m]) for m, v in values.items()}
@@ -117,7 +158,6 @@ def main() -> None:
     }
     body = {"sets": options.sets, "seed": options.seed, "means": means, "difference to plain": gains}
     options.out.with_suffix(".json").write_text(json.dumps(body, indent=2) + "\n")
-    sheet.save(options.out.with_suffix(".png"))
     print(table(means), table(gains), sep="\n\n")
 
 

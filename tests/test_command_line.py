@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 from attnctrl import ControlError, Recipe, read_recipe
 from attnctrl.app.cli import main
-from attnctrl.pipelines.generate import batches, pixel_hash
+from attnctrl.pipelines.generate import batches, new_folder, pixel_hash
 
 FAST = ["--steps", "2", "--device", "cpu"]
 
@@ -30,7 +30,7 @@ def call(monkeypatch, *words: str) -> int:
 def made(tmp_path_factory) -> Path:
     """A set of three, made once."""
     folder = tmp_path_factory.mktemp("made") / "set"
-    words = ["generate", "a fox, comic", "a teapot, comic", "a key, comic", *FAST, "--seed", "5", "--size", "80x48"]
+    words = ["generate", "a fox, comic", "a car, comic", "a key, comic", *FAST, "--seed", "5", "--size", "80x48"]
     subprocess.run([sys.executable, "-m", "attnctrl", *words, "--out", str(folder)], check=True)
     return folder
 
@@ -94,6 +94,21 @@ def test_more_prompts_than_a_batch_follow_one_reference(monkeypatch, tmp_path):
     for i in range(5):
         with Image.open(tmp_path / "split" / f"{i:02d}.png") as a, Image.open(tmp_path / "whole" / f"{i:02d}.png") as b:
             assert max(high for _, high in ImageChops.difference(a, b).getextrema()) <= 1
+
+
+def test_every_picture_has_its_own_seed(monkeypatch, tmp_path):
+    words = ["generate", "a fox", "a fox", *FAST, "--style", "plain", "--seed", "3", "--out", str(tmp_path / "a")]
+    assert call(monkeypatch, *words) == 0
+    assert [entry.seed for entry in read_recipe(tmp_path / "a" / "recipe.json").made] == [3, 4]
+    with Image.open(tmp_path / "a" / "00.png") as first, Image.open(tmp_path / "a" / "01.png") as second:
+        assert ImageChops.difference(first, second).getbbox() is not None
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path):
+    folder = new_folder(tmp_path / "set")
+    (folder.__enter__() / "00.png").write_bytes(b"half")
+    folder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches():

@@ -12,6 +12,8 @@ from tiny import tiny_flux
 from torch._dynamo.testing import CompileCounter
 
 from attnctrl import AlignedStyle, ControlError, NaiveSharing, Reference, Where, attached
+from attnctrl.architecture import ReferenceRow
+from attnctrl.processors.flux import FluxArchitecture
 
 CONTROL = AlignedStyle()
 
@@ -153,6 +155,28 @@ def test_picture_reference_is_refused_where_channels_differ(latents_of):
         attached(pipe, control),
     ):
         pipe.transformer(**wide)
+
+
+def test_references_get_no_residuals_and_the_negative_text():
+    """ControlNet's residuals and IP-Adapter's embeddings are zero in the added rows; the second pass keeps its own text."""
+    one = torch.ones
+    row = ReferenceRow(one(1, 6, 16), 3 * one(1, 6, 16), 5 * one(1, 4, 8), 5 * one(1, 8))
+    arguments = {
+        "hidden_states": 7 * one(2, 6, 16), "encoder_hidden_states": 9 * one(2, 4, 8), "pooled_projections": 9 * one(2, 8),
+        "timestep": 0.5 * one(2), "guidance": None, "img_ids": one(2, 3), "controlnet_block_samples": [one(2, 6, 16)],
+        "joint_attention_kwargs": {"ip_adapter_image_embeds": [one(2, 1, 4)], "scale": 0.5},
+    }  # fmt: skip
+    wide = FluxArchitecture().widen(arguments, [row], torch.tensor(0.25), call=0)
+    assert wide["hidden_states"][:, 0, 0].tolist() == [0.25 * 3 + 0.75, 7, 7]
+    assert wide["encoder_hidden_states"][:, 0, 0].tolist() == [5, 9, 9]
+    assert wide["controlnet_block_samples"][0][:, 0, 0].tolist() == [0, 1, 1]
+    assert wide["joint_attention_kwargs"]["ip_adapter_image_embeds"][0][:, 0, 0].tolist() == [0, 1, 1]
+    assert wide["joint_attention_kwargs"]["scale"] == 0.5
+    assert wide["img_ids"] is arguments["img_ids"]
+    assert len(wide["timestep"]) == 3
+    negative = FluxArchitecture().widen(arguments, [row], torch.tensor(0.25), call=1)
+    assert negative["encoder_hidden_states"][:, 0, 0].tolist() == [9, 9, 9]
+    assert arguments["hidden_states"].shape[0] == 2, "the caller's arguments are not touched"
 
 
 @pytest.mark.parametrize(

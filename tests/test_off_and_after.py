@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 from tiny import tiny_flux
 
 from attnctrl import AlignedStyle, ControlledFluxPipeline, Reference, StyleAligned, Where, attached
@@ -95,7 +95,8 @@ def test_saved_folder_is_loaded_by_stock_diffusers(tmp_path, latents_of):
     ours = tiny_flux(cls=ControlledFluxPipeline)
     ours.settings = type(ours.settings)(height=48, width=64, max_sequence_length=12)
     ours.save_pretrained(tmp_path / "model")
-    stock = FluxPipeline.from_pretrained(tmp_path / "model")
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    assert type(stock) is FluxPipeline
     again = ControlledFluxPipeline.from_pretrained(tmp_path / "model")
     stock.set_progress_bar_config(disable=True)
     again.set_progress_bar_config(disable=True)

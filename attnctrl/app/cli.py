@@ -37,7 +37,7 @@ Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs 
 Out = Annotated[Path | None, typer.Option(help="A new folder for the result.")]
 
 DEMO_STYLE = "watercolor"
-DEMO_SUBJECTS = ("a fox", "a teapot", "a butterfly", "a house")
+DEMO_SUBJECTS = ("a fox", "a guitar", "a butterfly", "a house")
 
 
 @app.command()

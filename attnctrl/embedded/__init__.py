@@ -1,0 +1,17 @@
+"""The embedded world and models: procedural scenes with known truth, and small models trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODELS = ("tiny-flux",)
+"""Names of the models that come with the package."""
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def model_folder(name: str) -> Path:
+    """The folder of an embedded model, for `from_pretrained`; ValueError for a name that is not shipped."""
+    if name not in MODELS:
+        raise ValueError(f"no embedded model is called {name!r}; known names: {', '.join(MODELS)}")
+    return _WEIGHTS / name

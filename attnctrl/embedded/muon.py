@@ -1,0 +1,63 @@
+"""Muon: momentum updates made orthogonal (K. Jordan et al., 2024), here in float32 and batched by shape for CPUs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices [n, rows, columns] with all singular values moved near 1, by a quintic Newton-Schulz iteration."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """For weight matrices only; the update's size matches AdamW's, so the same rates serve (Liu et al., 2025)."""
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of all matrices that have a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, parameters in by_shape.items():
+                updates = []
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                    updates.append(torch.lerp(parameter.grad, state["momentum"], group["momentum"]))
+                scale = 0.2 * max(shape) ** 0.5 * group["lr"]
+                for parameter, update in zip(parameters, orthogonal(torch.stack(updates)), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=scale)
+
+
+def split(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Hidden weight matrices for Muon; embeddings, first and last layers, gains and biases for AdamW."""
+    ends = ("x_embedder", "shared", "position_embedding", "token_embedding", "relative_attention")
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        last = name in ("transformer.proj_out.weight", "transformer.norm_out.linear.weight")
+        outer = last or any(end in name for end in ends)
+        (matrices if parameter.ndim == 2 and not outer else rest).append(parameter)
+    return matrices, rest
