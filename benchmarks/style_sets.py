@@ -1,6 +1,6 @@
 """Does sharing keep a style? Plain, naive, StyleAligned and AlignedGen on the same prompts and seeds, judged.
 
-python benchmarks/style_sets.py --sets 32 --out docs/style-sets
+python benchmarks/style_sets.py --sets 21 --out docs/style-sets
 
 Each set has one style and four subjects; the first picture leads. Per set and method:
   agreement  1 - mean distance of the targets' style parameters to the leader's, as the judge reads them in that style
@@ -35,6 +35,7 @@ METHODS: dict[str, tuple[Control, ...]] = {
     "stylealigned": (StyleAligned(),),
     "aligned, no ShiftPE": (AlignedStyle(shift=(0, 0)),),
     "aligned": (AlignedStyle(),),
+    "aligned, strength 0.15": (AlignedStyle(strength=0.15),),
 }
 METRICS = ("agreement", "subject", "leakage", "style")
 SIZE, SHOWN, DRAWS = 4, 2, 10_000
@@ -139,7 +140,7 @@ def table(result: dict[str, dict[str, list[float]]]) -> str:
 def main() -> None:
     """Run the study; write OUT.json, OUT.png and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=int, default=32)
+    parser.add_argument("--sets", type=int, default=21)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--artwork", type=Path, help="the artwork cache, for the world's own sets beside")
     parser.add_argument("--out", type=Path, required=True)

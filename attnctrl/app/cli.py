@@ -36,8 +36,9 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")
 Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")]
 Out = Annotated[Path | None, typer.Option(help="A new folder for the result.")]
 
-DEMO_STYLE = "watercolor"
-DEMO_SUBJECTS = ("a fox", "a guitar", "a butterfly", "a house")
+DEMO_STYLE = "sticker"
+DEMO_SUBJECTS = ("a mushroom", "a rocket", "a penguin", "a butterfly")
+DEMO_STRENGTH = 0.15
 
 
 @app.command()
@@ -51,7 +52,7 @@ def demo(out: Out = None, seed: int = 0) -> None:
     pipe = _load("tiny-flux", None, None, "none")
     prompts = tuple(f"{subject}, {DEMO_STYLE}" for subject in DEMO_SUBJECTS)
     plain = _generate(pipe, Recipe(prompts=prompts, seed=seed), "plain")
-    aligned = _generate(pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(),)}), "aligned")
+    aligned = _generate(pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(strength=DEMO_STRENGTH),)}), "aligned")
     rows = [
         sheet_row(plain, "Plain: every picture finds its own style"),
         sheet_row(aligned, "Aligned: all follow the first picture"),
