@@ -9,8 +9,9 @@ from .sharing import SharingControl
 
 
 class NaiveSharing(SharingControl):
-    """Attn(Q, [K ; K_ref], [V ; V_ref]): no AdaIN, no shift, in AlignedGen's blocks.
+    """Naive sharing: the reference's keys and values as they are; the baseline.
 
+    Attn(Q, [K ; K_ref], [V ; V_ref]): no AdaIN, no shift, in AlignedGen's blocks.
     AlignedGen (arXiv 2509.17088, its "direct sharing") shows that targets then copy the reference's content.
     """
 
