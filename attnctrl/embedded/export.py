@@ -29,6 +29,7 @@ def export_run(run: Path, folder: Path, vae_run: Path | None = None) -> dict[str
     net.transformer.half()
     trained = (vae_folder / "config.json").exists()
     vae = AutoencoderKL.from_pretrained(vae_folder) if trained else untrained(PatchCode.load(run / "code.npz"))
+    vae.register_to_config(_name_or_path="tiny-flux")
     export(folder, net, tokens, vae)
     return {"step": state["step"], "minutes": state["elapsed"] / 60}
 
