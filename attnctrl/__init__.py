@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .control import Control, Reference
     from .errors import ConflictError, ControlError, NoEffectWarning
+    from .pipelines.controlled import controlled
     from .pipelines.flux import ControlledFluxPipeline
     from .pipelines.generate import generate
     from .pipelines.loading import load
     from .pipelines.recipe import Recipe, read_recipe
+    from .pipelines.sd3 import ControlledStableDiffusion3Pipeline
     from .processors import AlignedStyle, Falling, NaiveSharing, StyleAligned, attached
     from .where import Where
 
@@ -21,6 +23,7 @@ _HOMES = {
     "Control": "control",
     "ControlError": "errors",
     "ControlledFluxPipeline": "pipelines.flux",
+    "ControlledStableDiffusion3Pipeline": "pipelines.sd3",
     "Falling": "processors",
     "NaiveSharing": "processors",
     "NoEffectWarning": "errors",
@@ -29,6 +32,7 @@ _HOMES = {
     "StyleAligned": "processors",
     "Where": "where",
     "attached": "processors",
+    "controlled": "pipelines.controlled",
     "generate": "pipelines.generate",
     "load": "pipelines.loading",
     "read_recipe": "pipelines.recipe",
@@ -40,6 +44,7 @@ __all__ = [
     "Control",
     "ControlError",
     "ControlledFluxPipeline",
+    "ControlledStableDiffusion3Pipeline",
     "Falling",
     "NaiveSharing",
     "NoEffectWarning",
@@ -48,6 +53,7 @@ __all__ = [
     "StyleAligned",
     "Where",
     "attached",
+    "controlled",
     "generate",
     "load",
     "read_recipe",

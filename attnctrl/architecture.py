@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from .control import Rotary
+from .control import Reference, Rotary
 from .layout import Arguments, Site, TokenLayout
+from .rows import PictureRow
 
 
 class Architecture(Protocol):
     """One transformer family. `arguments` are the keyword arguments of the transformer's forward."""
 
-    name: str
+    name: ClassVar[str]
+    rotary: ClassVar[bool]
+    """Whether keys are rotated by their positions, or positions are added to the tokens before the blocks."""
 
     def sites(self, transformer: nn.Module) -> tuple[Site, ...]:
         """All attention sites in block order."""
         ...
 
-    def processor(self, site: Site, run: Any, gates: tuple[tuple[int, Tensor | None], ...]) -> Any:
+    def processor(self, site: Site, run: Any, gates: Any) -> Any:
         """A processor for `site` that walks the phases of `run.call`; raises for a site it cannot serve."""
         ...
 
-    def layout(self, arguments: Arguments) -> TokenLayout:
+    def layout(self, transformer: Any, arguments: Arguments) -> TokenLayout:
         """Segments and grid of a call."""
         ...
 
-    def groups(self, arguments: Arguments) -> int:
-        """How many halves of the batch share nothing with each other (2 under CFG in one batch)."""
+    def conditional(self, pipe: Any, arguments: Arguments, call: int) -> tuple[bool, ...]:
+        """For each half of the batch (one, or two under CFG in one batch) whether it carries the prompts."""
         ...
 
     def shifted(self, transformer: nn.Module, arguments: Arguments, rows: int, columns: int) -> Rotary:
         """Rotary tables of the image tokens moved by so many tokens."""
         ...
 
-    def reference_row(self, pipe: Any, reference: Any, arguments: Arguments, layout: TokenLayout) -> ReferenceRow:
+    def picture_row(self, pipe: Any, reference: Reference, arguments: Arguments, layout: TokenLayout) -> PictureRow:
         """Encode a reference picture and its caption to the shapes of this call."""
         ...
 
-    def widen(self, arguments: Arguments, rows: Sequence[ReferenceRow], sigma: Tensor, call: int) -> Arguments:
-        """The arguments with the reference rows put first, each noised to sigma."""
+    def position_hooks(self, transformer: nn.Module, run: Any) -> Sequence[Any]:
+        """Hooks that give the rows of `run.placed` their positions, for additive positions."""
         ...
-
-
-class ReferenceRow:
-    """A reference picture as the transformer takes it: clean latent, fixed noise and text, all [1, ...]."""
-
-    def __init__(self, latent: Tensor, noise: Tensor, text: Tensor, pooled: Tensor) -> None:
-        self.latent, self.noise, self.text, self.pooled = latent, noise, text, pooled
-
-    def at(self, sigma: Tensor) -> Tensor:
-        """The latent at noise level sigma: sigma * noise + (1 - sigma) * latent."""
-        sigma = sigma.to(self.latent.device)
-        return sigma * self.noise + (1 - sigma) * self.latent

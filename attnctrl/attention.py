@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from .layout import RowPlan
 
@@ -21,7 +22,10 @@ FUSED = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Backend:
-    """diffusers' choice of attention kernel for a site (`set_attention_backend`), None for its default."""
+    """diffusers' choice of attention kernel for a site (`set_attention_backend`), None for its default.
+
+    SD3's stock processors do not ask the dispatcher: there no backend is given, and torch's own kernel is called.
+    """
 
     name: Any = None
     parallel: Any = None
@@ -41,12 +45,15 @@ class Branch:
     log_bias: Tensor | None = None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention through diffusers' dispatcher; `bias` is broadcastable to [B, H, Sq, Sk]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend | None, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention through diffusers' dispatcher, or torch's own without a backend; `bias` fits [B, H, Sq, Sk]."""
+    if backend is None:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
     return dispatch_attention_fn(q, k, v, attn_mask=bias, backend=backend.name, parallel_config=backend.parallel)
 
 
-def attend_branches(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], backend: Backend) -> Tensor:
+def attend_branches(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], backend: Backend | None) -> Tensor:
     """Attention of every row to its own keys and to the branches that it reads -> [B, S, H, D].
 
     Without branches this is the stock call, bit for bit. One branch without a bias is one call over joined keys, which
@@ -60,7 +67,7 @@ def attend_branches(q: Tensor, k: Tensor, v: Tensor, branches: list[Branch], bac
     return by_log_sum_exp(q, k, v, branches)
 
 
-def by_joined_keys(q: Tensor, k: Tensor, v: Tensor, branch: Branch, backend: Backend) -> Tensor:
+def by_joined_keys(q: Tensor, k: Tensor, v: Tensor, branch: Branch, backend: Backend | None) -> Tensor:
     """One call over [own; branch] keys for the target rows, the stock call for the rest.
 
     Without a bias no mask is made, so that every kernel of diffusers serves. With one it is per key

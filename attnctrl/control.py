@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from .attention import Branch
+from .errors import ControlError
 from .layout import RowPlan, Step, TokenLayout
-from .pictures import Picture
+from .pictures import Picture, fit_picture
 from .where import Where
 
 Rotary = tuple[Tensor, Tensor] | None
@@ -76,6 +77,9 @@ class Reference(BaseModel):
 
     `picture`: path or PIL image; `caption` describes it (empty: the empty prompt); `seed` draws its one fixed noise
     (AlignedGen, arXiv 2509.17088, its external reference; no inversion).
+    `mask`: white where the picture may be read, a picture of the same size; None: everywhere. `strength` multiplies the
+    odds of its tokens, beside the control's own. `noise`: `step` is the scheduler's level, `finer` the level under the
+    reversed schedule shift, which leaves more detail (FreeCus, arXiv 2507.15249).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -83,6 +87,39 @@ class Reference(BaseModel):
     picture: Picture
     caption: str = ""
     seed: int = 0
+    mask: Picture | None = None
+    strength: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    noise: Literal["step", "finer"] = "step"
+
+    @model_validator(mode="after")
+    def _mask_fits(self) -> Reference:
+        if self.mask is not None and self.mask.size != self.picture.size:
+            sizes = " and ".join(f"{one.width} x {one.height} px" for one in (self.picture, self.mask))
+            raise ValueError(f"picture and mask are {sizes}; give a mask of the picture's size")
+        return self
+
+    def foreground(self, grid: tuple[int, int]) -> list[int] | None:
+        """The tokens of a (rows, columns) grid that lie mostly in the mask; None without one. ControlError for none."""
+        if self.mask is None:
+            return None
+        small = fit_picture(self.mask, grid[1], grid[0]).convert("L")
+        tokens = [i for i, light in enumerate(small.tobytes()) if light > 127]
+        if not tokens:
+            raise ControlError(f"the reference's mask leaves no token of the {grid[0]} x {grid[1]} grid; widen it")
+        return tokens
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A row that stands `shift` image grids (rows, columns) away where positions are additive (SD3).
+
+    `of`: a reference picture's row, or the number of a row within its half of the batch. With `copy` that row stays
+    where it is, and a copy of it, dropped from the result, is moved: it only supplies keys and values.
+    """
+
+    of: Reference | int
+    shift: tuple[int, int]
+    copy: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,15 +127,17 @@ class Call:
     """One transformer call, as a control's `plan` sees it; its rows include those that references added.
 
     `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as
-    (start, stop); each begins with a row per reference of `pictures`. `shifted(rows, columns)` gives the rotary tables
-    of the image tokens moved so far. `memory` lives as long as one run of the pipeline.
+    (start, stop); each begins with the rows that were `added`: reference pictures, then copies. `rotary` says whether
+    positions are rotations; then `shifted(rows, columns)` gives the tables of the image tokens moved so far. `memory`
+    lives as long as one run of the pipeline.
     """
 
     layout: TokenLayout
     step: Step
     groups: tuple[tuple[int, int], ...]
     images_per_prompt: int
-    pictures: tuple[Reference, ...]
+    added: tuple[Reference | Placed, ...]
+    rotary: bool
     device: torch.device
     shifted: Callable[[int, int], Rotary]
     memory: dict[Hashable, Any]
@@ -117,9 +156,10 @@ class Call:
             return None
         return self.once(("constant", value), lambda: torch.tensor(value, device=self.device))
 
-    def row_of(self, reference: Reference) -> int:
-        """The place of the reference's row within a group."""
-        return next(i for i, picture in enumerate(self.pictures) if picture is reference)
+    def row_of(self, wanted: Reference | Placed) -> int:
+        """The place of an added row within a group."""
+        same = (i for i, one in enumerate(self.added) if one is wanted or (isinstance(one, Placed) and one == wanted))
+        return next(same)
 
 
 class Control(BaseModel, ABC):
@@ -159,6 +199,14 @@ class Control(BaseModel, ABC):
     def references(self) -> Sequence[Reference]:
         """Pictures that want a batch row of their own."""
         return ()
+
+    def placed(self, rotary: bool, images_per_prompt: int) -> Sequence[Placed]:
+        """Rows to stand elsewhere on models whose positions are not `rotary`."""
+        return ()
+
+    def amend(self, prompt: str) -> str:
+        """The prompt as the control wants it."""
+        return prompt
 
     def check(self, call: Call) -> None:
         """Raise ControlError when the call cannot carry this control."""

@@ -13,7 +13,8 @@ class Site:
     """One attention module of a transformer.
 
     `index` counts blocks over the whole model (FLUX.1: 0..56), `local` within its stream (double 0..18,
-    single 0..37); `heads` is the number of attention heads.
+    single 0..37; SD3.5's second attention is the stream `dual` of the same block); `heads` is the number of attention
+    heads, `groups` are other names under which it is chosen (`late`, `vital`).
     """
 
     index: int
@@ -21,6 +22,7 @@ class Site:
     local: int
     heads: int
     module: nn.Module
+    groups: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -73,6 +75,16 @@ class Step:
     count: int
     sigma: Tensor
     call: int
+
+
+VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
+"""FLUX.1's vital layers as FreeCus found them (arXiv 2507.15249), of 57 blocks."""
+
+
+def groups_of(index: int, blocks: int, late: bool) -> frozenset[str]:
+    """A block's group names; `vital` is every block at the relative depth of one of FLUX.1's vital layers."""
+    vital = index in {round(layer * (blocks - 1) / 56) for layer in VITAL}
+    return frozenset(name for name, holds in {"late": late, "vital": vital}.items() if holds)
 
 
 Arguments = dict[str, Any]

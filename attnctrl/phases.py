@@ -24,7 +24,7 @@ def controlled_attention(
     gates: Gates,
     rotary: Rotary,
     rotate: Callable[[Tensor, Rotary], Tensor],
-    backend: Backend,
+    backend: Backend | None,
 ) -> Tensor:
     """Features, branches and merge -> [B, S, H, D]; with no effect at this step, the stock attention bit for bit.
 

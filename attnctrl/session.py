@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture, ReferenceRow
-from .control import Call, Control, Effect, Reference, Rotary
+from .architecture import Architecture
+from .control import Call, Control, Effect, Placed, Reference, Rotary
 from .errors import ConflictError, ControlError, NoEffectWarning
 from .layout import Arguments, Site, Step, TokenLayout
+from .rows import AddedRow, CopyRow, narrowed, widened
 from .where import Where
 
 
@@ -65,11 +66,15 @@ class Session:
                 raise ControlError(f"{control.kind} selects no block or head: {_said(control.where)}")
         _refuse_conflicts(self.controls, self.selected, self.sites)
         self.call: CallState | None = None
+        self.placed: tuple[tuple[int, tuple[int, int]], ...] = ()
+        """Rows of the present call and how many tokens (rows, columns) they stand away, for additive positions."""
         self.acted = [0] * len(self.controls)
         self.calls = 0
         self._clock = _Clock(pipe)
-        self._rows: list[ReferenceRow] = []
-        self._pictures: tuple[Reference, ...] = ()
+        self._rows: list[AddedRow] = []
+        self._added: tuple[Reference | Placed, ...] = ()
+        self._moved: tuple[Placed, ...] = ()
+        self._halves = 1
         self._memory: dict[Hashable, Any] = {}
         self._stock: dict[int, Any] = {}
         self._hooks: list[Any] = []
@@ -78,32 +83,31 @@ class Session:
         """Replace the processors of the selected sites and hook the transformer."""
         device = next(self.transformer.parameters()).device
         processors = {}
-        for site in self.sites:
+        for place, site in enumerate(self.sites):
             gates = []
             for position, selected in enumerate(self.selected):
-                if site.index in selected:
-                    heads = selected[site.index]
+                if place in selected:
+                    heads = selected[place]
                     gates.append((position, None if heads is None else _gate(heads, site.heads, device)))
             if gates:
-                processors[site.index] = self.architecture.processor(site, self, tuple(gates))
-        for site in self.sites:
-            if site.index in processors:
-                self._stock[site.index] = site.module.processor
-                site.module.processor = processors[site.index]
+                processors[place] = self.architecture.processor(site, self, tuple(gates))
+        for place, processor in processors.items():
+            self._stock[place] = self.sites[place].module.processor
+            self.sites[place].module.processor = processor
         register = self.transformer.register_forward_pre_hook
         self._hooks = [
             register(self._before, with_kwargs=True),
             self.transformer.register_forward_hook(self._after),
+            *self.architecture.position_hooks(self.transformer, self),
         ]
 
     def remove(self) -> None:
         """Put the very processors back and drop everything that the run has stored."""
         for hook in self._hooks:
             hook.remove()
-        for site in self.sites:
-            if site.index in self._stock:
-                site.module.processor = self._stock[site.index]
-        self._hooks, self._stock, self._rows, self._memory, self.call = [], {}, [], {}, None
+        for place, stock in self._stock.items():
+            self.sites[place].module.processor = stock
+        self._hooks, self._stock, self._rows, self._memory, self.call, self.placed = [], {}, [], {}, None, ()
 
     def warn_unused(self) -> None:
         """Say which controls never acted although the transformer ran."""
@@ -115,7 +119,7 @@ class Session:
     def __repr__(self) -> str:
         lines = [f"Session on {type(self.pipe).__name__} ({self.architecture.name})"]
         for control, selected in zip(self.controls, self.selected, strict=True):
-            labels = [site.label for site in self.sites if site.index in selected]
+            labels = [self.sites[place].label for place in selected]
             lines.append(f"  {control.kind}: {len(labels)} of {len(self.sites)} blocks, {labels[0]} .. {labels[-1]}")
         return "\n".join(lines)
 
@@ -123,15 +127,16 @@ class Session:
         if args:
             raise ControlError("call the transformer with keyword arguments while controls are attached")
         started, step = self._clock.tick(kwargs)
-        layout = self.architecture.layout(kwargs)
+        layout = self.architecture.layout(self.transformer, kwargs)
         if started:
-            make = self.architecture.reference_row
-            self._memory, self._pictures = {}, self._references()
-            self._rows = [make(self.pipe, picture, kwargs, layout) for picture in self._pictures]
+            self._start(kwargs, layout)
+        conditional = self.architecture.conditional(self.pipe, kwargs, step.call)
+        self._halves = len(conditional)
         if self._rows:
-            kwargs = self.architecture.widen(kwargs, self._rows, step.sigma, step.call)
+            kwargs = widened(kwargs, self._rows, step.sigma, conditional, kwargs["hidden_states"].shape[0])
         self.calls += 1
         call = self._describe(layout, step, kwargs)
+        self.placed = self._places(call)
         effects: list[Effect | None] = []
         for position, control in enumerate(self.controls):
             acts = not control.off and control.where.acts_at(step)
@@ -143,28 +148,42 @@ class Session:
         return (), kwargs
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self._rows:
-            return None
-        extra = len(self._rows)
-        if isinstance(output, tuple):
-            return (output[0][extra:], *output[1:])
-        output.sample = output.sample[extra:]
-        return output
+        return narrowed(output, len(self._rows), self._halves) if self._rows else None
 
-    def _references(self) -> tuple[Reference, ...]:
-        wanted = [reference for control in self.controls if not control.off for reference in control.references()]
-        return tuple({id(reference): reference for reference in wanted}.values())
+    def _start(self, arguments: Arguments, layout: TokenLayout) -> None:
+        """A new run: ask the controls for the rows that they want, and make them."""
+        on = [control for control in self.controls if not control.off]
+        pictures = {id(one): one for control in on for one in control.references()}
+        rotary, images = self.architecture.rotary, self.images_per_prompt
+        placed = [one for control in on for one in control.placed(rotary, images)]
+        self._moved = tuple(one for i, one in enumerate(placed) if one not in placed[:i])
+        self._added = (*pictures.values(), *(one for one in self._moved if one.copy))
+        make = self.architecture.picture_row
+        self._rows = [make(self.pipe, picture, arguments, layout) for picture in pictures.values()]
+        self._rows += [CopyRow(one.of) for one in self._moved if one.copy and isinstance(one.of, int)]
+        self._memory = {}
+
+    def _places(self, call: Call) -> tuple[tuple[int, tuple[int, int]], ...]:
+        rows, columns = call.layout.grid
+        places = []
+        for start, _ in call.groups:
+            for one in self._moved:
+                added = call.row_of(one) if one.copy else None if isinstance(one.of, int) else call.row_of(one.of)
+                row = len(call.added) + one.of if added is None and isinstance(one.of, int) else added
+                assert row is not None
+                places.append((start + row, (one.shift[0] * rows, one.shift[1] * columns)))
+        return tuple(places)
 
     def _describe(self, layout: TokenLayout, step: Step, arguments: Arguments) -> Call:
-        batch = arguments["hidden_states"].shape[0]
-        halves = self.architecture.groups(arguments)
+        batch, halves = arguments["hidden_states"].shape[0], self._halves
         groups = tuple((batch * i // halves, batch * (i + 1) // halves) for i in range(halves))
 
         def shifted(rows: int, columns: int) -> Rotary:
             return self.architecture.shifted(self.transformer, arguments, rows, columns)
 
         device = arguments["hidden_states"].device
-        return Call(layout, step, groups, self.images_per_prompt, self._pictures, device, shifted, self._memory)
+        rotary, added = self.architecture.rotary, self._added
+        return Call(layout, step, groups, self.images_per_prompt, added, rotary, device, shifted, self._memory)
 
 
 class _Clock:

@@ -20,8 +20,9 @@ _PART = re.compile(r"(?P<first>\d+(?:\.\d+)?)%-(?P<last>\d+(?:\.\d+)?)%")
 class Where(BaseModel):
     """Blocks, heads and steps at which a control acts.
 
-    blocks: comma-separated; `all`, a stream (`single`), global numbers `19`, `19-56`, every n-th `19-56/2`, or
-        numbers within a stream `single:0-5`. A list of ints is accepted.
+    blocks: comma-separated; `all`, a stream (`single`), a group (`late`: FLUX's single-stream blocks, the last two
+        thirds of SD3's; `vital`: FreeCus' ten of FLUX.1 and the same depths elsewhere), global numbers `19`, `19-56`,
+        every n-th `19-56/2`, or numbers within a stream `single:0-5`. A list of ints is accepted.
     heads: `all`, `H3` (in every chosen block) or `L14H7`; separated by commas or spaces.
     steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not).
         A pair of floats (0.0, 0.4) is accepted.
@@ -67,27 +68,28 @@ class Where(BaseModel):
         return text
 
     def select(self, sites: Sequence[Site]) -> dict[int, tuple[int, ...] | None]:
-        """The chosen block numbers, each with its chosen heads (None: all of them).
+        """The places in `sites` of the chosen ones, each with its chosen heads (None: all of them).
 
         Raises ControlError for a stream, block or head that the model does not have.
         """
-        by_block = {site.index: site for site in sites}
-        chosen = sorted({index for item in _items(self.blocks) for index in _blocks(item, sites)})
+        chosen = sorted({place for item in _items(self.blocks) for place in _blocks(item, sites)})
         if self.heads == "all":
             return dict.fromkeys(chosen)
         heads: dict[int, set[int]] = {}
         for item in _items(self.heads):
             match = _HEAD.fullmatch(item)
             assert match
-            blocks = chosen if match["block"] is None else [int(match["block"])]
-            for block in blocks:
-                if block not in by_block:
-                    raise ControlError(f"heads: {item} names block {block}; this model has blocks 0-{len(sites) - 1}")
-                if int(match["head"]) >= by_block[block].heads:
-                    raise ControlError(f"heads: {item}; block {block} has heads 0-{by_block[block].heads - 1}")
-                if block in chosen:
-                    heads.setdefault(block, set()).add(int(match["head"]))
-        return {block: tuple(sorted(numbers)) for block, numbers in sorted(heads.items())}
+            block, head = match["block"], int(match["head"])
+            meant = [i for i, site in enumerate(sites) if (i in chosen if block is None else site.index == int(block))]
+            if block is not None and not meant:
+                raise ControlError(f"heads: {item} names block {block}; this model has blocks 0-{sites[-1].index}")
+            for place in meant:
+                if head >= sites[place].heads:
+                    label, count = sites[place].index, sites[place].heads
+                    raise ControlError(f"heads: {item}; block {label} has heads 0-{count - 1}")
+                if place in chosen:
+                    heads.setdefault(place, set()).add(head)
+        return {place: tuple(sorted(numbers)) for place, numbers in sorted(heads.items())}
 
     def acts_at(self, step: Step) -> bool:
         """Whether `step` is among the chosen ones."""
@@ -143,18 +145,23 @@ def _forward(match: re.Match[str] | None, what: str) -> None:
 
 
 def _blocks(item: str, sites: Sequence[Site]) -> list[int]:
-    streams = sorted({site.stream for site in sites})
-    if item == "all":
-        return [site.index for site in sites]
+    """The places in `sites` that one item names."""
     match = _BLOCKS.fullmatch(item)
     stream = match["stream"] if match else item
-    if stream is not None and stream not in streams:
-        raise ControlError(f"blocks: this model has no stream {stream!r}; it has {', '.join(streams)}")
+    if item == "all":
+        return list(range(len(sites)))
+    streams, groups = {site.stream for site in sites}, {name for site in sites for name in site.groups}
+    if stream is not None and stream not in streams and (match or stream not in groups):
+        names = ", ".join([*sorted(streams), *sorted(groups)])
+        raise ControlError(f"blocks: this model has no stream {stream!r}; it has {names}")
     if not match:
-        return [site.index for site in sites if site.stream == stream]
-    numbers = {(site.local if stream else site.index): site.index for site in sites if stream in (None, site.stream)}
+        return [i for i, site in enumerate(sites) if stream == site.stream or stream in site.groups]
+    numbers = [site.local if stream else site.index for site in sites]
+    within = [i for i, site in enumerate(sites) if stream in (None, site.stream)]
+    known = sorted({numbers[i] for i in within})
     first, last = int(match["first"]), int(match["last"] or match["first"])
-    if last not in numbers:
-        known = f"{stream + ' ' if stream else ''}blocks 0-{max(numbers)}"
-        raise ControlError(f"blocks: {item} is out of range; this model has {known}")
-    return [numbers[n] for n in range(first, last + 1, int(match["stride"] or 1))]
+    if last > known[-1] or first < known[0]:
+        span = f"{stream + ' ' if stream else ''}blocks {known[0]}-{known[-1]}"
+        raise ControlError(f"blocks: {item} is out of range; this model has {span}")
+    wanted = range(first, last + 1, int(match["stride"] or 1))
+    return [i for i in within if numbers[i] in wanted]

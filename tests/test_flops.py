@@ -1,10 +1,10 @@
-"""The cost of a shared step on the true FLUX.1-dev size, counted on the meta device, against the bound."""
+"""The cost of a shared step at the true sizes of FLUX.1-dev and SD3-medium, counted on the meta device."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnctrl import AlignedStyle, NaiveSharing, attached
@@ -51,3 +51,35 @@ def test_shared_step_is_within_one_percent_of_the_bound(control):
     assert bound == pytest.approx(1.089, abs=0.001)
     assert call_flops(pipe, AlignedStyle(strength=0)) == stock
     assert call_flops(pipe, control) / stock == pytest.approx(bound, rel=0.01)
+
+
+SD3_TEXT, SD3_LAYERS, SD3_WIDTH = 333, 24, 1536
+
+
+def sd3_flops(pipe: Pipe, control) -> int:
+    meta = {"device": "meta"}
+    arguments = {
+        "hidden_states": torch.empty(ROWS, 16, 2 * SIDE, 2 * SIDE, **meta),
+        "encoder_hidden_states": torch.empty(ROWS, SD3_TEXT, 4096, **meta),
+        "pooled_projections": torch.empty(ROWS, 2048, **meta),
+        "timestep": torch.empty(ROWS, **meta),
+    }
+    with torch.no_grad(), attached(pipe, control), FlopCounterMode(display=False) as counter:
+        pipe.transformer(**arguments)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("additive", "rows"), [("none", 0), ("move", 0), ("copy", 1)])
+def test_shared_step_on_sd3_is_within_one_percent_of_the_bound(additive, rows):
+    """A shifted copy of the reference is one more row of four; the rest is what the additional keys cost."""
+    pipe = Pipe()
+    with torch.device("meta"):
+        pipe.transformer = SD3Transformer2DModel(
+            num_layers=SD3_LAYERS, num_attention_heads=24, caption_projection_dim=SD3_WIDTH, pos_embed_max_size=192
+        )
+    stock = sd3_flops(pipe, None)
+    extra = 4 * (SD3_TEXT + SIDE * SIDE) * SIDE * SIDE * SD3_WIDTH * (ROWS - 1) * SD3_LAYERS * 2 // 3
+    bound = 1 + rows / ROWS + extra / stock
+    assert sd3_flops(pipe, AlignedStyle(strength=0)) == stock
+    assert sd3_flops(pipe, AlignedStyle(additive=additive)) / stock == pytest.approx(bound, rel=0.01)
+    assert bound - rows / ROWS == pytest.approx(1.150, abs=0.001)

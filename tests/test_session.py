@@ -170,8 +170,8 @@ def test_attention_backend_set_inside_a_session_reaches_the_stock_processors(lat
 
 
 def test_where_keeps_what_it_leaves_open():
-    assert AlignedStyle(where=Where(steps="0-3")).where == Where(blocks="single", steps="0-3")
-    assert AlignedStyle(where={"steps": "0-3"}).where.blocks == "single"
+    assert AlignedStyle(where=Where(steps="0-3")).where == Where(blocks="late", steps="0-3")
+    assert AlignedStyle(where={"steps": "0-3"}).where.blocks == "late"
     assert AlignedStyle(where=Where(blocks="all")).where.blocks == "all"
 
 

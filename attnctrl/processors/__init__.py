@@ -6,14 +6,15 @@ from pydantic import Field
 
 from .alignedgen import AlignedStyle
 from .attaching import attached
+from .freecus import FreeCus, described
 from .naive import NaiveSharing
 from .sharing import Falling, SharingControl
 from .stylealigned import StyleAligned
 
-CONTROLS = (AlignedStyle, StyleAligned, NaiveSharing)
+CONTROLS = (AlignedStyle, StyleAligned, NaiveSharing, FreeCus)
 """Every control that the command line or the app can name by its kind."""
 
-AnyControl = Annotated[AlignedStyle | StyleAligned | NaiveSharing, Field(discriminator="kind")]
+AnyControl = Annotated[AlignedStyle | StyleAligned | NaiveSharing | FreeCus, Field(discriminator="kind")]
 """The same as a type, for recipes."""
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "AlignedStyle",
     "AnyControl",
     "Falling",
+    "FreeCus",
     "NaiveSharing",
     "SharingControl",
     "StyleAligned",
     "attached",
+    "described",
 ]

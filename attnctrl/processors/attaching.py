@@ -11,8 +11,9 @@ from ..control import Control
 from ..errors import ControlError
 from ..session import Session, SessionLock
 from .flux import FluxArchitecture
+from .sd3 import SD3Architecture
 
-ARCHITECTURES = (FluxArchitecture,)
+ARCHITECTURES: tuple[Any, ...] = (FluxArchitecture, SD3Architecture)
 
 
 def architecture_of(pipe: Any) -> Architecture:
@@ -20,7 +21,8 @@ def architecture_of(pipe: Any) -> Architecture:
     transformer = getattr(pipe, "transformer", None)
     for architecture in ARCHITECTURES:
         if isinstance(getattr(transformer, "_orig_mod", transformer), architecture.transformer):
-            return architecture()
+            found: Architecture = architecture()
+            return found
     known = ", ".join(a.transformer.__name__ for a in ARCHITECTURES)
     raise ControlError(
         f"{type(pipe).__name__} with a {type(transformer).__name__} is not supported; controls run on {known}"
@@ -31,7 +33,7 @@ def architecture_of(pipe: Any) -> Architecture:
 def attached(
     pipe: Any, control: Control | Sequence[Control] | None, *, images_per_prompt: int = 1, wait: bool = True
 ) -> Iterator[Session | None]:
-    """Attach controls to any diffusers FLUX pipeline; on leaving, also by an exception, every processor is back.
+    """Attach controls to any diffusers FLUX or SD3 pipeline; on leaving, also by an exception, every processor is back.
 
     pipe: a diffusers pipeline; `control`: one control, several (composed by their order), or None for none.
     images_per_prompt: the pipeline's `num_images_per_prompt`, so that the j-th images of all prompts are a set.

@@ -16,6 +16,6 @@ class NaiveSharing(SharingControl):
     """
 
     kind: Literal["naive"] = "naive"
-    where: Where = Where(blocks="single")
+    where: Where = Where(blocks="late")
     adain_queries: bool = False
     adain_keys: bool = False

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..control import Call, Control, Effect, Extra, Features, Reference, Rotary
+from ..control import Call, Control, Effect, Extra, Features, Placed, Reference, Rotary
 from ..errors import ControlError
 from ..layout import RowPlan
 from ..statistics import adain
+from .sets import plan_rows
 
 
 class Falling(BaseModel):
@@ -39,44 +40,66 @@ class SharingControl(Control):
 
     strength: the odds of the shared tokens: their logits get + ln(strength) (StyleAligned's score shift), and AdaIN is
         mixed in by min(strength, 1). 0 is off, bit for bit; 1 is the paper's equation.
-    key_scale: lambda, multiplies the rotated shared keys (a temperature): a number or `Falling`.
+    key_scale: lambda, multiplies the (rotated) shared keys, a temperature: a number or `Falling`.
+    text_scale: multiplies the targets' own text keys, mixed in by min(strength, 1).
     adain_queries, adain_keys, adain_values: give the targets' image features the reference's statistics.
-    shift: (rows, columns) in image grids by which the shared copy of the keys is moved under rotary positions; (0, 1) is
-        ShiftPE, (0, 0) leaves it where it is.
+    shift: (rows, columns) in image grids by which the shared keys stand away; (0, 1) is ShiftPE, (0, 0) leaves them.
+    additive: how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`, a second
+        copy of the reference row stands there and only supplies keys and values; `move`, the reference row itself stands
+        there (its own picture changes, no row is added); `none`. A reference picture's row is simply placed there.
     share: `reference`: rows read the set's first row; `all`: rows read every other row of the set.
-    reference: a picture to follow instead of the first row.
+    reference: a picture, or several, to follow instead of the first row; AdaIN takes the first one's statistics. Each has
+        its own strength and mask.
     """
 
     strength: float = Field(1.0, ge=0.0, allow_inf_nan=False)
     key_scale: float | Falling = 1.0
+    text_scale: float = 1.0
     adain_queries: bool = True
     adain_keys: bool = True
     adain_values: bool = False
     shift: tuple[int, int] = (0, 0)
+    additive: Literal["copy", "move", "none"] = "copy"
     share: Literal["reference", "all"] = "reference"
-    reference: Reference | None = None
+    reference: Reference | tuple[Reference, ...] | None = None
 
     order: ClassVar[int] = 10
 
     @property
     def claimed(self) -> frozenset[str]:
-        """The image features that AdaIN overwrites."""
+        """The features that it overwrites."""
         on = {"queries": self.adain_queries, "keys": self.adain_keys, "values": self.adain_values}
-        return frozenset(f"the image {name}" for name, used in on.items() if used)
+        claims = {f"the image {name}" for name, used in on.items() if used}
+        return frozenset(claims | ({"the text keys"} if self.text_scale != 1 else set()))
 
     def references(self) -> Sequence[Reference]:
-        """The picture to follow, if any."""
-        return () if self.reference is None else (self.reference,)
+        """The pictures to follow, if any."""
+        if self.reference is None or isinstance(self.reference, Reference):
+            return () if self.reference is None else (self.reference,)
+        return self.reference
+
+    def placed(self, rotary: bool, images_per_prompt: int) -> Sequence[Placed]:
+        """The rows that stand shifted where keys cannot be rotated: pictures, or every set's first row or its copy."""
+        if rotary or self.additive == "none" or self.shift == (0, 0):
+            return ()
+        if self.references():
+            return tuple(Placed(reference, self.shift) for reference in self.references())
+        if self.share == "all":
+            raise ControlError(
+                "sharing between all rows cannot be shifted where positions are additive; set shift=(0, 0)"
+            )
+        return tuple(Placed(j, self.shift, copy=self.additive == "copy") for j in range(images_per_prompt))
 
     def check(self, call: Call) -> None:
         """Raise ControlError for a batch in which nothing can be shared."""
         size = call.groups[0][1] - call.groups[0][0]
-        pictures = size - len(call.pictures)
-        if self.reference is None and pictures % call.images_per_prompt:
+        pictures = size - len(call.added)
+        alone = not self.references()
+        if alone and pictures % call.images_per_prompt:
             raise ControlError(
                 f"images_per_prompt={call.images_per_prompt} does not divide the batch of {pictures} pictures"
             )
-        if size < 2 or (self.reference is None and pictures // call.images_per_prompt < 2):
+        if alone and pictures // call.images_per_prompt < 2:
             raise ControlError(
                 f"{self.kind} shares between pictures, and this batch has one prompt: "
                 "give two or more prompts, or a reference picture"
@@ -85,13 +108,29 @@ class SharingControl(Control):
     def plan(self, call: Call) -> SharingEffect:
         """Rows, positions and scales for one call."""
         rows, columns = (n * size for n, size in zip(self.shift, call.layout.grid, strict=True))
+        rotary = call.once(("rotary", rows, columns), lambda: call.shifted(rows, columns)) if call.rotary else None
+        amount = min(self.strength, 1.0)
         return SharingEffect(
-            call.once(("rows", id(self)), lambda: plan_rows(call, self.reference, self.share)),
-            call.once(("rotary", rows, columns), lambda: call.shifted(rows, columns)),
-            self._key_scale(call),
-            call.constant(math.log(self.strength), unless=0.0),
-            call.constant(min(self.strength, 1.0), unless=1.0),
+            tuple(self._feed(call, rotary, reference) for reference in self.references() or (None,)),
+            call.constant(amount, unless=1.0),
             (self.adain_queries, self.adain_keys, self.adain_values),
+            call.constant(1 + (self.text_scale - 1) * amount, unless=1.0),
+        )
+
+    def _feed(self, call: Call, rotary: Rotary, reference: Reference | None) -> Feed:
+        copies = None
+        if reference is None and self.additive == "copy" and self.placed(call.rotary, call.images_per_prompt):
+            copies = self.shift
+        strength = self.strength * (reference.strength if reference else 1.0)
+        tokens = call.once(("tokens", id(reference)), lambda: _tokens(call, reference)) if reference else None
+        return Feed(
+            call.once(("rows", id(self), id(reference)), lambda: plan_rows(call, reference, self.share, copies)),
+            tokens,
+            rotary if rotary is None or tokens is None else call.once(
+                ("rotary", self.shift, id(reference)), lambda: (rotary[0][tokens], rotary[1][tokens])
+            ),
+            self._key_scale(call),
+            call.constant(math.log(strength), unless=0.0),
         )
 
     def _key_scale(self, call: Call) -> Tensor | None:
@@ -101,19 +140,34 @@ class SharingControl(Control):
 
 
 @dataclass(frozen=True)
-class SharingEffect(Effect):
-    """Attn(Q^, [K^ ; lambda K_ref], [V ; V_ref]) on one call; hats are AdaIN to the leading row."""
+class Feed:
+    """What rows read of one reference: which rows, which of its image tokens (None: all), where they stand, how loud."""
 
     rows: RowPlan
+    tokens: Tensor | None
     rotary: Rotary
     key_scale: Tensor | None
     log_bias: Tensor | None
+
+    def of(self, image: Tensor, rows: Tensor) -> Tensor:
+        """The tokens that are read of some rows of `image` [B, S_img, H, D]."""
+        chosen = image[rows]
+        return chosen if self.tokens is None else chosen[:, self.tokens]
+
+
+@dataclass(frozen=True)
+class SharingEffect(Effect):
+    """Attn(Q^, [a K_text ; K^ ; lambda K_ref], [V ; V_ref]) on one call; hats are AdaIN to the first feed's leading row."""
+
+    feeds: tuple[Feed, ...]
     amount: Tensor | None
     normalised: tuple[bool, bool, bool]
+    text_scale: Tensor | None
 
     def features(self, at: Features) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v with the targets' image part normalised to the reference's statistics."""
-        amount = self.amount
+        """q, k, v with the targets' image part normalised to the reference's statistics and their text keys scaled."""
+        amount, feed = self.amount, self.feeds[0]
+        targets = feed.rows.targets
         if at.gate is not None:
             amount = (at.gate if amount is None else at.gate * amount).reshape(-1, 1)
         start, stop = at.layout.image
@@ -121,55 +175,40 @@ class SharingEffect(Effect):
         for x, wanted in zip((at.q, at.k, at.v), self.normalised, strict=True):
             if wanted:
                 image = at.layout.image_of(x)
-                new = adain(image[self.rows.targets], image[self.rows.leaders], amount)
-                image = image.index_copy(0, self.rows.targets, new)
+                new = adain(image[targets], feed.of(image, feed.rows.leaders), amount)
+                image = image.index_copy(0, targets, new)
                 x = torch.cat([x[:, :start], image, x[:, stop:]], dim=1)
             result.append(x)
-        return result[0], result[1], result[2]
+        q, k, v = result
+        if self.text_scale is not None:
+            scale = self.text_scale if at.gate is None else (1 + (self.text_scale - 1) * at.gate).reshape(-1, 1)
+            start, stop = at.layout.text
+            text = k[:, start:stop]
+            text = text.index_copy(0, targets, (text[targets] * scale).to(text.dtype))
+            k = torch.cat([k[:, :start], text, k[:, stop:]], dim=1)
+        return q, k, v
 
     def branches(self, at: Features) -> list[Extra]:
-        """The image keys and values of the source rows, at their shifted positions."""
-        targets, many = self.rows.sources.shape
-        key, value = (
-            at.layout.image_of(x)[self.rows.sources.flatten()].unflatten(0, (targets, many)).flatten(1, 2)
-            for x in (at.k, at.v)
-        )
-        rotary = self.rotary
-        if rotary is not None and many > 1:
-            rotary = rotary[0].repeat(many, 1), rotary[1].repeat(many, 1)
-        log_bias = self.log_bias
-        if at.gate is not None:
-            closed = torch.where(at.gate > 0, 0.0, -torch.inf)
-            log_bias = closed if log_bias is None else closed + log_bias
-        return [Extra(self.rows, key, value, rotary, self.key_scale, log_bias)]
+        """The image keys and values of the source rows, at their shifted positions; one branch a reference."""
+        return [_extra(feed, at) for feed in self.feeds]
 
 
-def plan_rows(call: Call, picture: Reference | None, share: str) -> RowPlan:
-    """Who reads whom. A set is the j-th image of every prompt, within each group of the batch.
+def _extra(feed: Feed, at: Features) -> Extra:
+    targets, many = feed.rows.sources.shape
+    key, value = (
+        feed.of(at.layout.image_of(x), feed.rows.sources.flatten()).unflatten(0, (targets, many)).flatten(1, 2)
+        for x in (at.k, at.v)
+    )
+    rotary = feed.rotary
+    if rotary is not None and many > 1:
+        rotary = rotary[0].repeat(many, 1), rotary[1].repeat(many, 1)
+    log_bias = feed.log_bias
+    if at.gate is not None:
+        closed = torch.where(at.gate > 0, 0.0, -torch.inf)
+        log_bias = closed if log_bias is None else closed + log_bias
+    return Extra(feed.rows, key, value, rotary, feed.key_scale, log_bias)
 
-    The reference is the set's first row, or the picture's own row, which stands before the prompts' rows. Reference rows read nobody unless
-    `share` is "all".
-    """
-    reads: dict[int, list[int]] = {}
-    leaders: list[int] = []
-    for start, stop in call.groups:
-        own = range(start + len(call.pictures), stop)
-        for j in range(call.images_per_prompt):
-            members = list(own[j :: call.images_per_prompt])
-            first = members[0] if picture is None else start + call.row_of(picture)
-            everyone = [first, *(m for m in members if m != first)]
-            for row in members:
-                sources = [m for m in everyone if m != row] if share == "all" else [first][: row != first]
-                if sources:
-                    reads[row] = sources
-                    leaders.append(first)
-    stop = call.groups[-1][1]
-    rest = [row for row in range(stop) if row not in reads]
-    targets = list(reads)
-    placed = rest + targets
-    order = sorted(range(stop), key=placed.__getitem__)
 
-    def index(rows: Sequence[object]) -> Tensor:
-        return torch.tensor(rows, device=call.device, dtype=torch.int64)
-
-    return RowPlan(index(targets), index(list(reads.values())), index(leaders), index(rest), index(order))
+def _tokens(call: Call, reference: Reference) -> Tensor | None:
+    tokens = reference.foreground(call.layout.grid)
+    return None if tokens is None else torch.tensor(tokens, device=call.device, dtype=torch.int64)

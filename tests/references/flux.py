@@ -5,13 +5,13 @@ tables and attention are written out (FLUX.1: MMDiT double blocks, arXiv 2403.03
 Nothing is cast, except where the stock model's float32 is asked for.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from references.attention import apply_rope, dense_attention
+from references.layers import feed_forward, gelu_tanh, heads, modulate, modulation, rms_norm
 
 SiteFn = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
 """(global block index, q, k, v, cos, sin, text_len) -> out; q, k, v and out are [B, S_text + S_img, H, D]."""
@@ -47,71 +47,40 @@ def image_ids(height: int, width: int, column_shift: float = 0.0) -> Tensor:
     return torch.tensor([[0.0, r, c + column_shift] for r in range(height) for c in range(width)])
 
 
-def _layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    centred = x - x.mean(dim=-1, keepdim=True)
-    return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
-
-
-def _rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    out = x / (x.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt()
-    return out if norm.weight is None else out * norm.weight
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _modulation(linear: nn.Module, temb: Tensor, parts: int) -> list[Tensor]:
-    """Linear(SiLU(temb)) cut into `parts` tensors [B, 1, dim]."""
-    return list(linear(temb * torch.sigmoid(temb))[:, None].chunk(parts, dim=-1))
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return _layer_norm(x) * (1 + scale) + shift
-
-
-def _feed_forward(ff: nn.Module, x: Tensor) -> Tensor:
-    return ff.net[2](_gelu_tanh(ff.net[0].proj(x)))
-
-
-def _heads(x: Tensor, attn: nn.Module) -> Tensor:
-    return x.reshape(x.shape[0], x.shape[1], attn.heads, -1)
-
-
 def _image_qkv(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q = _rms_norm(_heads(attn.to_q(x), attn), attn.norm_q)
-    k = _rms_norm(_heads(attn.to_k(x), attn), attn.norm_k)
-    return q, k, _heads(attn.to_v(x), attn)
+    q = rms_norm(heads(attn.to_q(x), attn), attn.norm_q)
+    k = rms_norm(heads(attn.to_k(x), attn), attn.norm_k)
+    return q, k, heads(attn.to_v(x), attn)
 
 
 def _text_qkv(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    q = _rms_norm(_heads(attn.add_q_proj(x), attn), attn.norm_added_q)
-    k = _rms_norm(_heads(attn.add_k_proj(x), attn), attn.norm_added_k)
-    return q, k, _heads(attn.add_v_proj(x), attn)
+    q = rms_norm(heads(attn.add_q_proj(x), attn), attn.norm_added_q)
+    k = rms_norm(heads(attn.add_k_proj(x), attn), attn.norm_added_k)
+    return q, k, heads(attn.add_v_proj(x), attn)
 
 
 def _double_block(block: nn.Module, img: Tensor, txt: Tensor, temb: Tensor, site: Callable) -> tuple[Tensor, Tensor]:
     """Two streams with their own weights that meet in one attention over [text | image]."""
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _modulation(block.norm1.linear, temb, 6)
-    t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = _modulation(block.norm1_context.linear, temb, 6)
-    from_img = _image_qkv(block.attn, _modulate(img, shift, scale))
-    from_txt = _text_qkv(block.attn, _modulate(txt, t_shift, t_scale))
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation(block.norm1.linear, temb, 6)
+    t_shift, t_scale, t_gate, t_mlp_shift, t_mlp_scale, t_mlp_gate = modulation(block.norm1_context.linear, temb, 6)
+    from_img = _image_qkv(block.attn, modulate(img, shift, scale))
+    from_txt = _text_qkv(block.attn, modulate(txt, t_shift, t_scale))
     joint = [torch.cat([t, i], dim=1) for t, i in zip(from_txt, from_img, strict=True)]
     out = site(*joint).flatten(2)
     txt_out, img_out = out[:, : txt.shape[1]], out[:, txt.shape[1] :]
     img = img + gate * block.attn.to_out[0](img_out)
     txt = txt + t_gate * block.attn.to_add_out(txt_out)
-    img = img + mlp_gate * _feed_forward(block.ff, _modulate(img, mlp_shift, mlp_scale))
-    txt = txt + t_mlp_gate * _feed_forward(block.ff_context, _modulate(txt, t_mlp_shift, t_mlp_scale))
+    img = img + mlp_gate * feed_forward(block.ff, modulate(img, mlp_shift, mlp_scale))
+    txt = txt + t_mlp_gate * feed_forward(block.ff_context, modulate(txt, t_mlp_shift, t_mlp_scale))
     return img, txt
 
 
 def _single_block(block: nn.Module, x: Tensor, temb: Tensor, site: Callable) -> Tensor:
     """x + gate * Linear([attention(n) | gelu(Linear(n))]) with one modulated norm n for both branches."""
-    shift, scale, gate = _modulation(block.norm.linear, temb, 3)
-    n = _modulate(x, shift, scale)
+    shift, scale, gate = modulation(block.norm.linear, temb, 3)
+    n = modulate(x, shift, scale)
     out = site(*_image_qkv(block.attn, n)).flatten(2)
-    return x + gate * block.proj_out(torch.cat([out, _gelu_tanh(block.proj_mlp(n))], dim=-1))
+    return x + gate * block.proj_out(torch.cat([out, gelu_tanh(block.proj_mlp(n))], dim=-1))
 
 
 def reference_forward(
@@ -146,5 +115,5 @@ def reference_forward(
     x = torch.cat([txt, img], dim=1)
     for i, block in enumerate(transformer.single_transformer_blocks):
         x = _single_block(block, x, temb, site_at(n_double + i))
-    scale, shift = _modulation(transformer.norm_out.linear, temb, 2)
-    return transformer.proj_out(_modulate(x[:, text_len:], shift, scale))
+    scale, shift = modulation(transformer.norm_out.linear, temb, 2)
+    return transformer.proj_out(modulate(x[:, text_len:], shift, scale))
