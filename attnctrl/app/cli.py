@@ -1,4 +1,4 @@
-"""The command line: attnctrl demo, generate, run, info, methods."""
+"""The command line: attnctrl demo, generate, run, info, methods, embedded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
+from ..embedded import MODELS
+from ..embedded.commands import app as embedded
 from ..errors import ControlError
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Control the attention of diffusion transformers, without training.",
 )
-Model = Annotated[str, typer.Option(help="tiny-flux, a diffusers folder or a hub id.")]
+app.add_typer(embedded, name="embedded")
+Model = Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, a diffusers folder or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")]
@@ -52,7 +55,9 @@ def demo(out: Out = None, seed: int = 0) -> None:
     pipe = _load("tiny-flux", None, None, "none")
     prompts = tuple(f"{subject}, {DEMO_STYLE}" for subject in DEMO_SUBJECTS)
     plain = _generate(pipe, Recipe(prompts=prompts, seed=seed), "plain")
-    aligned = _generate(pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(strength=DEMO_STRENGTH),)}), "aligned")
+    aligned = _generate(
+        pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(strength=DEMO_STRENGTH),)}), "aligned"
+    )
     rows = [
         sheet_row(plain, "Plain: every picture finds its own style"),
         sheet_row(aligned, "Aligned: all follow the first picture"),
@@ -66,9 +71,16 @@ def demo(out: Out = None, seed: int = 0) -> None:
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts; the first leads the set.")],
-    style: Annotated[str, typer.Option(help="aligned, stylealigned, naive or plain.")] = "aligned",
-    reference: Annotated[Path | None, typer.Option(help="A picture to follow instead of the first prompt.")] = None,
-    caption: Annotated[str, typer.Option(help="What the reference picture shows; may be left out.")] = "",
+    style: Annotated[str, typer.Option(help="aligned, stylealigned, naive, freecus (a subject) or plain.")] = "aligned",
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="A picture to follow instead of the first prompt; may be given again.")
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(help="What the reference shows; the n-th caption is the n-th reference's.")
+    ] = None,
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="White where the reference is read, such as its subject; likewise.")
+    ] = None,
     strength: Annotated[float, typer.Option(help="Odds of the shared tokens: 0 off, 1 as published.")] = 1.0,
     blocks: Annotated[str | None, typer.Option(help="Blocks: single, 19-56, double:0-4, 0-56/2.")] = None,
     at_steps: Annotated[str | None, typer.Option(help="Steps at which to share: 0-9 or 0%-40%.")] = None,
@@ -76,10 +88,12 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Picture i has seed + i.")] = 0,
     size: Annotated[str | None, typer.Option(help="Pixels: 64 or 80x48 (width x height).")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="For true CFG.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="The distilled guidance of FLUX.1-dev.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="For classifier-free guidance.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="FLUX: the distilled guidance; SD3: classifier-free guidance.")
+    ] = None,
     true_cfg_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; over 1 doubles the time.")
+        float | None, typer.Option(help="FLUX's classifier-free guidance; over 1 doubles the time.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures computed together.")] = 8,
     device: Device = None,
@@ -87,14 +101,15 @@ def generate(
     offload: Offload = "none",
     out: Out = None,
 ) -> None:
-    """Make a set of pictures that share one style."""
+    """Make a set of pictures that share one style, or one subject."""
     from ..pipelines.recipe import Recipe
-    from .options import control_of, size_of
+    from .options import control_of, references_of, size_of
 
-    control = control_of(style, strength, blocks, at_steps, reference, caption)
+    control = control_of(style, strength, blocks, at_steps, references_of(reference, caption, mask))
     if control and not control[0].off and not control[0].references() and len(prompts) < 2:
         raise ControlError(
-            "one prompt has nothing to share a style with: give two or more prompts, --reference PICTURE, or --style plain"
+            "one prompt has nothing to share a style with: give two or more prompts, --reference PICTURE, "
+            "or --style plain"
         )
     values: dict[str, Any] = {
         "model": model, "prompts": tuple(prompts), "control": control, "seed": seed, "num_inference_steps": steps,
@@ -132,7 +147,7 @@ def run(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="tiny-flux, a diffusers folder or a hub id.")] = "tiny-flux",
+    model: Model = "tiny-flux",
 ) -> None:
     """Show a model's blocks as --blocks names them, and its own settings."""
     from ..processors.attaching import architecture_of
@@ -156,7 +171,8 @@ def methods() -> None:
         console.print(f"[bold]{kind}[/]  {(control.__doc__ or '').splitlines()[0]}", highlight=False)
         for name, field in control.model_fields.items():
             if name != "kind":
-                console.print(f"    {name} = {field.default!r}", highlight=False)
+                usual = "required" if field.is_required() else repr(field.default)
+                console.print(f"    {name} = {usual}", highlight=False)
 
 
 def main() -> None:

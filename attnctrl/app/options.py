@@ -32,12 +32,11 @@ def control_of(
     strength: float,
     blocks: str | None,
     at_steps: str | None,
-    reference: Path | None,
-    caption: str,
+    references: tuple[Reference, ...],
 ) -> tuple[Control, ...]:
     """The controls that the options of `generate` describe; none for `plain`."""
     if style == PLAIN:
-        if reference is not None:
+        if references:
             raise ControlError("--reference needs a style that follows it: add --style aligned")
         return ()
     if style not in KINDS:
@@ -47,6 +46,29 @@ def control_of(
     options: dict[str, Any] = {"strength": strength}
     if where:
         options["where"] = where
-    if reference is not None:
-        options["reference"] = Reference(picture=reference, caption=caption)
+    if references:
+        options["reference"] = references[0] if len(references) == 1 else references
+    elif cls.model_fields["reference"].is_required():
+        raise ControlError(f"--style {style} keeps the subject of a picture: add --reference PICTURE")
     return (cls(**options),)
+
+
+def references_of(
+    pictures: list[Path] | None, captions: list[str] | None, masks: list[Path] | None
+) -> tuple[Reference, ...]:
+    """References with their captions and masks, which belong to them in order."""
+    count = len(pictures or ())
+    for name, given in (("--caption", captions), ("--mask", masks)):
+        if given and not count:
+            raise ControlError(f"{name} says something of a reference: add --reference PICTURE")
+        if len(given or ()) > count:
+            raise ControlError(f"{name} is given {len(given or ())} times for {count} --reference; give one for each")
+    captions, masks = list(captions or ()), list(masks or ())
+    return tuple(
+        Reference(
+            picture=picture,
+            caption=captions[i] if i < len(captions) else "",
+            mask=masks[i] if i < len(masks) else None,
+        )
+        for i, picture in enumerate(pictures or ())
+    )

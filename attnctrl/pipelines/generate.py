@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,11 +16,16 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
-from .flux import ControlledFluxPipeline
+from .mixin import ControlledPipeline
 from .recipe import PNG_KEY, Environment, Made, Recipe
 from .sheets import SheetRow, contact_sheet
 
 RECIPE, SHEET = "recipe.json", "sheet.png"
+STARTED = {"strength", "control_image"}
+"""Arguments of the pipelines that cannot do without a picture."""
+INSTEAD = {"true_cfg_scale": "its classifier-free guidance is guidance_scale"}
+FLUX_PATCH = 2
+"""FLUX packs 2 x 2 latents to a token in its pipeline; SD3's pipeline says its own `patch_size`."""
 Progress = Callable[[int, int], None]
 
 
@@ -44,11 +50,12 @@ def batches(prompts: int, batch_size: int, shared_first: bool) -> list[list[int]
     return [[0, *rest[i : i + step]] for i in range(0, max(len(rest), 1), step)]
 
 
-def generate(pipe: ControlledFluxPipeline, recipe: Recipe, progress: Progress | None = None) -> PictureSet:
+def generate(pipe: ControlledPipeline, recipe: Recipe, progress: Progress | None = None) -> PictureSet:
     """Run a recipe on a loaded pipeline.
 
     progress(done, total) is called after every solver step. Raises ControlError when the model cannot run it.
     """
+    _check_arguments(pipe, recipe)
     _check_size(pipe, recipe)
     leads = any(not control.off and not control.references() for control in recipe.control)
     plan = batches(len(recipe.prompts), recipe.batch_size, leads)
@@ -78,7 +85,7 @@ def generate(pipe: ControlledFluxPipeline, recipe: Recipe, progress: Progress | 
         Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed + i, sha256=pixel_hash(picture))
         for i, (prompt, picture) in enumerate(zip(recipe.prompts, ordered, strict=True))
     )
-    settled = {**pipe.settings.given(), **recipe.arguments(), "made": made, "environment": environment(pipe)}
+    settled = {**_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
     return PictureSet(ordered, recipe.model_copy(update=settled))
 
 
@@ -144,7 +151,7 @@ def pixel_hash(picture: Image.Image) -> str:
     return hashlib.sha256(f"{body.width}x{body.height}:".encode() + body.tobytes()).hexdigest()
 
 
-def environment(pipe: ControlledFluxPipeline) -> Environment:
+def environment(pipe: ControlledPipeline) -> Environment:
     """What this run's floating point depends on."""
     return Environment(
         attnctrl=version("attnctrl"),
@@ -156,8 +163,23 @@ def environment(pipe: ControlledFluxPipeline) -> Environment:
     )
 
 
-def _check_size(pipe: ControlledFluxPipeline, recipe: Recipe) -> None:
-    unit = pipe.vae_scale_factor * 2
+def _settings(pipe: ControlledPipeline) -> dict[str, Any]:
+    known = inspect.signature(pipe.stock.__call__).parameters
+    return {name: value for name, value in pipe.settings.given().items() if name in known}
+
+
+def _check_arguments(pipe: ControlledPipeline, recipe: Recipe) -> None:
+    name, known = pipe.stock.__name__, inspect.signature(pipe.stock.__call__).parameters
+    if STARTED & known.keys():
+        text = "StableDiffusion3Pipeline" if name.startswith("StableDiffusion3") else "FluxPipeline"
+        raise ControlError(f"{name} starts from a picture, and a recipe has only words; load it with pipeline={text!r}")
+    for argument in recipe.arguments():
+        if argument not in known:
+            raise ControlError(f"{name} has no {argument}; {INSTEAD.get(argument, 'leave it out of the recipe')}")
+
+
+def _check_size(pipe: ControlledPipeline, recipe: Recipe) -> None:
+    unit = pipe.vae_scale_factor * getattr(pipe, "patch_size", FLUX_PATCH)
     for name in ("height", "width"):
         value = getattr(recipe, name)
         if value is not None and value % unit:

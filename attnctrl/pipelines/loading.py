@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from ..embedded import MODELS, model_folder
 from ..errors import ControlError
-from .flux import ControlledFluxPipeline
+from .controlled import controlled, pipeline_class
+from .mixin import ControlledPipeline
+from .settings import HUB_OPTIONS
 
-PIPELINES = {"FluxPipeline": ControlledFluxPipeline, "ControlledFluxPipeline": ControlledFluxPipeline}
+INDEX = "model_index.json"
 
 
 def default_device() -> torch.device:
@@ -25,34 +28,35 @@ def default_device() -> torch.device:
 
 def load(
     model: str | Path = "tiny-flux",
+    pipeline: str | type[Any] | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     offload: Literal["none", "model", "sequential"] = "none",
     **options: Any,
-) -> ControlledFluxPipeline:
+) -> ControlledPipeline:
     """A pipeline ready to run.
 
-    model: `tiny-flux`, a diffusers folder, or a hub id; `device`: None picks the best here; `dtype`: None is bfloat16 on
-    CUDA and float32 elsewhere; `offload`: diffusers' CPU offload for GPUs with little memory; `options` go to
-    `from_pretrained`.
+    model: an embedded model's name (`tiny-flux`), a diffusers folder, or a hub id; `pipeline`: a diffusers class or
+    its name ("FluxImg2ImgPipeline"), None for the one that the model names; `device`: None picks the best here;
+    `dtype`: None is bfloat16 on CUDA and float32 elsewhere; `offload`: diffusers' CPU offload for GPUs with little
+    memory; `options` go to `from_pretrained` (a ControlNet, for one).
     Raises ControlError when there is no such model, or it is none of a supported class.
     """
     place = default_device() if device is None else _device(device)
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     folder: str | Path = model_folder(str(model)) if str(model) in MODELS else model
-    if Path(folder).exists():
-        cls = _class_of(Path(folder))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        cls = ControlledFluxPipeline
-    else:
+    if not Path(folder).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         raise ControlError(
             f"there is no model {str(model)!r}; give {' or '.join(MODELS)}, a diffusers folder, "
             "or a hub id such as black-forest-labs/FLUX.1-dev"
         )
+    wanted = _named_in(folder, options) if pipeline is None else pipeline
+    stock: Any = pipeline_class(wanted) if isinstance(wanted, str) else wanted
+    cls = controlled(stock)
     try:
         pipe = cls.from_pretrained(folder, torch_dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as fault:
         reason = " ".join(str(fault).split())[:300]
         raise ControlError(f"cannot load the model {str(model)!r}: {reason}") from fault
     pipe.set_progress_bar_config(disable=True)
@@ -74,12 +78,18 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _class_of(folder: Path) -> type[ControlledFluxPipeline]:
-    index = folder / "model_index.json"
+def _named_in(model: str | Path, options: dict[str, Any]) -> str:
+    """The pipeline class that the model's index names."""
+    index = Path(model) / INDEX
+    if not Path(model).exists():
+        try:
+            index = Path(hf_hub_download(str(model), INDEX, **{k: options[k] for k in HUB_OPTIONS if k in options}))
+        except (OSError, ValueError) as fault:
+            reason = " ".join(str(fault).split())[:200]
+            raise ControlError(
+                f"cannot read which pipeline {str(model)!r} is from the hub ({reason}); download it and give its folder"
+            ) from None
     try:
-        name = json.loads(index.read_bytes()).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        raise ControlError(f"{folder} is no diffusers model: {index.name} is missing or unreadable there") from None
-    if name not in PIPELINES:
-        raise ControlError(f"{folder} holds a {name}; supported are {', '.join(PIPELINES)}")
-    return PIPELINES[name]
+        return str(json.loads(index.read_bytes())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ControlError(f"{model} is no diffusers model: {INDEX} is missing or unreadable there") from None

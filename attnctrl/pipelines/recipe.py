@@ -41,8 +41,8 @@ class Environment(BaseModel):
 class Recipe(BaseModel):
     """Prompts, controls, model and numbers of one set. None is the model's own setting.
 
-    Sizes in pixels; picture i has seed + i; with more than `batch_size` prompts the first one (or the reference picture)
-    is in every batch, so that all follow the same reference.
+    Sizes in pixels; picture i has seed + i; with more than `batch_size` prompts the first one (or the reference
+    picture) is in every batch, so that all follow the same reference.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,115 @@
+"""`ControlledPipeline`: what makes of a diffusers pipeline class one whose call takes a control."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from diffusers import DiffusionPipeline
+
+from ..control import Control
+from ..processors.attaching import attached
+from .settings import FILE, ModelSettings
+
+PROMPTS = ("prompt", "prompt_2", "prompt_3")
+NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
+Pipeline = TypeVar("Pipeline", bound="ControlledPipeline")
+Controls = Control | Sequence[Control] | None
+
+
+class ControlledPipeline(DiffusionPipeline):
+    """Stands before a diffusers pipeline class in a subclass: `control=` joins the call, all else stays.
+
+    A model folder may hold `attnctrl.json`, whose size, text length and guidance stand in for arguments not given, as
+    far as the class has them. Folders that it saves are loaded by stock diffusers.
+    """
+
+    stock: ClassVar[type[Any]]
+    """The diffusers class."""
+    settings = ModelSettings()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if ControlledPipeline in cls.__bases__:
+            cls.stock = cls.__bases__[cls.__bases__.index(ControlledPipeline) + 1]
+            cls.__call__ = _taking_control(cls.stock.__call__)
+
+    @classmethod
+    def from_pretrained(cls: type[Pipeline], pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Pipeline:
+        """As the stock class, with the folder's settings."""
+        pipe: Pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe.settings = ModelSettings.read(pretrained_model_name_or_path, **kwargs)
+        return pipe
+
+    @classmethod
+    def from_pipe(cls: type[Pipeline], pipeline: DiffusionPipeline, **kwargs: Any) -> Pipeline:
+        """As the stock class, with the other pipeline's settings."""
+        pipe: Pipeline = super().from_pipe(pipeline, **kwargs)
+        pipe.settings = getattr(pipeline, "settings", cls.settings)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As the stock class, with the settings beside it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.settings.given():
+            text = json.dumps(self.settings.given(), indent=2) + "\n"
+            (Path(save_directory) / FILE).write_text(text)
+
+    def to_json_string(self) -> str:
+        """The model index, under the stock class's name."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = self.stock.__name__
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def _arguments(self, given: dict[str, Any], controls: Sequence[Control]) -> dict[str, Any]:
+        """What the stock call gets: settings filled in, negative prompts repeated, prompts as controls amend them."""
+        known = inspect.signature(self.stock.__call__).parameters
+        filled = {name: value for name, value in self.settings.given().items() if name in known}
+        if given.get("negative_prompt_embeds") is not None:
+            filled.pop("negative_prompt", None)
+        filled.update(given)
+        prompt = filled.get("prompt")
+        prompts = [prompt] if isinstance(prompt, str) else prompt or filled.get("prompt_embeds", ())
+        for name in NEGATIVES:
+            if isinstance(filled.get(name), str):
+                filled[name] = [filled[name]] * len(prompts)
+        for name in PROMPTS:
+            if filled.get(name) is not None:
+                filled[name] = _amended(filled[name], controls)
+        return filled
+
+
+def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A pipeline's `__call__` with `control` as its last argument."""
+    signature = inspect.signature(stock)
+
+    @functools.wraps(stock)
+    def call(self: ControlledPipeline, *args: Any, control: Controls = None, **kwargs: Any) -> Any:
+        controls = [control] if isinstance(control, Control) else list(control or ())
+        given = {**signature.bind_partial(self, *args, **kwargs).arguments}
+        del given["self"]
+        filled = self._arguments(given, controls)
+        with attached(self, controls, images_per_prompt=filled.get("num_images_per_prompt") or 1):
+            return stock(self, **filled)
+
+    added = inspect.signature(call, follow_wrapped=False).parameters["control"]
+    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    call.__doc__ = (
+        "`control`: one control or several, attached for this call only. Rows: the first prompt is the reference of a\n"
+        "shared set, unless the control brings a picture. A single negative prompt serves all prompts. Raises\n"
+        f"ControlError when the call cannot carry the control. All else as in diffusers:\n{stock.__doc__}"
+    )
+    return call
+
+
+def _amended(prompt: str | list[str], controls: Sequence[Control]) -> str | list[str]:
+    if not isinstance(prompt, str):
+        return [str(_amended(one, controls)) for one in prompt]
+    for control in sorted(controls, key=lambda c: c.order):
+        if not control.off:
+            prompt = control.amend(prompt)
+    return prompt
