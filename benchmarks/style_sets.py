@@ -1,6 +1,6 @@
 """Does sharing keep a style? Plain, naive, StyleAligned and AlignedGen on the same prompts and seeds, judged.
 
-python benchmarks/style_sets.py --sets 21 --out docs/style-sets
+python benchmarks/style_sets.py --model tiny-sd3 --sets 21 --out docs/style-sets-sd3
 
 Each set has one style and four subjects; the first picture leads. Per set and method:
   agreement  1 - mean distance of the targets' style parameters to the leader's, as the judge reads them in that style
@@ -13,21 +13,23 @@ Intervals are 95% bootstrap intervals over sets, of the mean and of the paired d
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from study import Scores, report
 
-from attnctrl import AlignedStyle, Control, NaiveSharing, StyleAligned, load
+from attnctrl import AlignedStyle, Control, NaiveSharing, StyleAligned, Where, load
 from attnctrl.embedded import artwork
 from attnctrl.embedded.judge import CIRCULAR, PARAMS, Judge
 from attnctrl.embedded.scenes import FIRST, World, article, held_out, render, sample
 from attnctrl.embedded.styles import STYLES
 from attnctrl.embedded.subjects import SubjectJudge
 from attnctrl.pipelines.sheets import SheetRow, contact_sheet
+from attnctrl.processors.attaching import architecture_of
 
 METHODS: dict[str, tuple[Control, ...]] = {
     "plain": (),
@@ -37,8 +39,14 @@ METHODS: dict[str, tuple[Control, ...]] = {
     "aligned": (AlignedStyle(),),
     "aligned, strength 0.15": (AlignedStyle(strength=0.15),),
 }
+ADDITIVE: dict[str, tuple[Control, ...]] = {
+    "aligned, reference moved": (AlignedStyle(additive="move"),),
+    "aligned, every block": (AlignedStyle(where=Where(blocks="all")),),
+    "moved, strength 0.15": (AlignedStyle(additive="move", strength=0.15),),
+}
+"""Further arms on models whose positions are additive: there "aligned" shifts a copy of the reference."""
 METRICS = ("agreement", "subject", "leakage", "style")
-SIZE, SHOWN, DRAWS = 4, 2, 10_000
+SIZE, SHOWN = 4, 2
 
 
 def draw_sets(count: int, seed: int) -> list[tuple[str, list[str]]]:
@@ -69,20 +77,13 @@ def score(judge: Judge, named: list[str], images: np.ndarray, style: str, subjec
     }
 
 
-def interval(values: np.ndarray) -> list[float]:
-    """Mean and 95% bootstrap interval over sets."""
-    picks = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-    return [round(float(x), 3) for x in (values.mean(), low, high)]
-
-
-def draw(sets: list[tuple[str, list[str]]], seed: int) -> dict[str, list[list[Image.Image]]]:
+def draw(pipe: Any, sets: list[tuple[str, list[str]]], seed: int) -> dict[str, list[list[Image.Image]]]:
     """Pictures [method][set][4]: the same prompts and seeds for every method."""
-    pipe = load("tiny-flux", device="cpu")
-    pictures: dict[str, list[list[Image.Image]]] = {name: [] for name in METHODS}
+    methods = METHODS if architecture_of(pipe).rotary else METHODS | ADDITIVE
+    pictures: dict[str, list[list[Image.Image]]] = {name: [] for name in methods}
     for i, (style, subjects) in enumerate(sets):
         prompts = [f"{article(subject)}, {style}" for subject in subjects]
-        for name, control in METHODS.items():
+        for name, control in methods.items():
             generators = [torch.Generator().manual_seed(seed + SIZE * i + j) for j in range(SIZE)]
             pictures[name].append(pipe(prompts, control=control, generator=generators).images)
         print(f"set {i + 1} of {len(sets)}", flush=True)
@@ -102,15 +103,13 @@ def true_sets(sets: list[tuple[str, list[str]]], cache: Path, seed: int) -> dict
     return rows
 
 
-def judged(
-    sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Image.Image]]]
-) -> dict[str, dict[str, np.ndarray]]:
+def judged(sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Image.Image]]]) -> Scores:
     """Scores [method][metric], an array over sets."""
     judge, namer = Judge.load(), SubjectJudge.load()
     scores = {}
     for name, rows in pictures.items():
         arrays = np.stack([np.stack([np.asarray(p) for p in row]) for row in rows])
-        named = namer(arrays.reshape(-1, *arrays.shape[2:]), FIRST.subjects)
+        named = namer(arrays.reshape(-1, *arrays.shape[2:])).subjects(FIRST.subjects)
         each = [
             score(judge, named[SIZE * i : SIZE * (i + 1)], images, style, subjects)
             for i, (images, (style, subjects)) in enumerate(zip(arrays, sets, strict=True))
@@ -123,43 +122,28 @@ def sheet(sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Image
     """Every method on the first sets."""
     rows = []
     for i, (style, subjects) in enumerate(sets[:SHOWN]):
-        for name in METHODS:
-            rows.append(SheetRow(f"{style}: {name}", pictures[name][i], subjects, frozenset({0})))
+        for name, drawn in pictures.items():
+            rows.append(SheetRow(f"{style}: {name}", drawn[i], subjects, frozenset({0})))
     return contact_sheet(rows)
-
-
-def table(result: dict[str, dict[str, list[float]]]) -> str:
-    """A Markdown table: mean [interval]."""
-    lines = ["| method | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-    for name, values in result.items():
-        cells = [f"{v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for v in (values[m] for m in METRICS)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def main() -> None:
     """Run the study; write OUT.json, OUT.png and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-flux")
     parser.add_argument("--sets", type=int, default=21)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--artwork", type=Path, help="the artwork cache, for the world's own sets beside")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     sets = draw_sets(options.sets, options.seed)
-    pictures = draw(sets, options.seed)
+    pictures = draw(load(options.model, device="cpu"), sets, options.seed)
     sheet(sets, pictures).save(options.out.with_suffix(".png"))
     if options.artwork:
         pictures |= true_sets(sets, options.artwork, options.seed)
     scores = judged(sets, pictures)
-    means = {name: {m: interval(v) for m, v in values.items()} for name, values in scores.items()}
-    gains = {
-        name: {m: interval(v - scores["plain"][m]) for m, v in values.items()}
-        for name, values in scores.items()
-        if name != "plain"
-    }
-    body = {"sets": options.sets, "seed": options.seed, "means": means, "difference to plain": gains}
-    options.out.with_suffix(".json").write_text(json.dumps(body, indent=2) + "\n")
-    print(table(means), table(gains), sep="\n\n")
+    told = {"model": options.model, "sets": options.sets, "seed": options.seed}
+    report(scores, told, options.out)
 
 
 if __name__ == "__main__":

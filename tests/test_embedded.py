@@ -154,5 +154,5 @@ def test_the_autoencoder_encodes_to_the_linear_code() -> None:
 
 
 def test_artwork_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"attnctrl\.embedded artwork"):
+    with pytest.raises(FileNotFoundError, match=r"attnctrl embedded artwork"):
         artwork.load(tmp_path / "none.npz")

@@ -1,4 +1,4 @@
-"""Emoji artwork: six openly licensed sets, rendered once to RGBA arrays and cached.
+"""Emoji artwork: openly licensed sets, rendered once to RGBA arrays and cached.
 
 The sets come from the npm registry: Iconify's SVG bodies (rendered by resvg) and Fluent 3D's webp pictures.
 """
@@ -9,6 +9,7 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,14 @@ PACKAGES = {
     "twemoji": ("@iconify-json/twemoji", "1.2.5"),
     "notov1": ("@iconify-json/noto-v1", "1.2.5"),
     "emojione": ("@iconify-json/emojione", "1.2.3"),
+    "monotone": ("@iconify-json/emojione-monotone", "1.2.1"),
+    "fxemoji": ("@iconify-json/fxemoji", "1.2.2"),
+    "streamline": ("@iconify-json/streamline-emojis", "1.2.4"),
 }
 GENERATOR_SETS = ("flat", "fluent3d", "noto", "twemoji")
-JUDGE_SETS = ("notov1", "emojione")
+JUDGE_SETS = ("notov1", "emojione", "monotone", "fxemoji", "streamline")
+PARTIAL_SETS = ("fxemoji", "streamline")
+"""Sets that do not have every subject."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,9 @@ def _table(text: str) -> tuple[Subject, ...]:
 
 
 SUBJECTS = _table("""
-fox | 1f98a | fox fox-face | y
-cat | 1f431 | cat-face | y
-dog | 1f436 | dog-face | y
+fox | 1f98a | fox fox-face foxgrin | y
+cat | 1f431 | cat-face cat | y
+dog | 1f436 | dog-face dog | y
 rabbit | 1f430 | rabbit-face | n
 panda | 1f43c | panda panda-face | n
 owl | 1f989 | owl | y
@@ -82,7 +88,7 @@ trumpet | 1f3ba | trumpet | y
 balloon | 1f388 | balloon | y
 sailboat | 26f5 | sailboat | n
 mountain | 1f3d4 | snow-capped-mountain | n
-house | 1f3e0 | house house-building | n
+house | 1f3e0 | house house-building house-with-garden | n
 castle | 1f3f0 | castle | n
 tree | 1f333 | deciduous-tree | y
 cactus | 1f335 | cactus | y
@@ -126,6 +132,12 @@ def _square(picture: Image.Image) -> np.ndarray:
     return np.asarray(square)
 
 
+def _spellings(subject: Subject) -> Iterator[str]:
+    """The icon names to look for: as they are, as Firefox OS writes them, as Streamline numbers them."""
+    for slug in subject.slugs:
+        yield from (slug, slug.replace("-", ""), f"{slug}-1")
+
+
 def _iconify(tarball: Path) -> dict[str, np.ndarray]:
     import resvg_py
 
@@ -135,7 +147,7 @@ def _iconify(tarball: Path) -> dict[str, np.ndarray]:
         data = json.load(member)
     icons, aliases, found = data["icons"], data.get("aliases", {}), {}
     for subject in SUBJECTS:
-        for slug in subject.slugs:
+        for slug in _spellings(subject):
             name = slug if slug in icons else aliases.get(slug, {}).get("parent")
             if name not in icons:
                 continue
@@ -167,13 +179,16 @@ def _webp(tarball: Path) -> dict[str, np.ndarray]:
 
 
 def build(folder: Path, cache: Path) -> Path:
-    """Render all subjects of all sets from the tarballs in `folder` into one npz: `SET/SUBJECT` -> [128, 128, 4]."""
+    """Render all subjects of all sets from the tarballs in `folder` into one npz: `SET/SUBJECT` -> [128, 128, 4].
+
+    LookupError where a set that should be whole lacks a subject.
+    """
     arrays: dict[str, Any] = {}
     for name, (package, version) in PACKAGES.items():
         tarball = _tarball(folder, package, version)
         found = _webp(tarball) if name == "fluent3d" else _iconify(tarball)
         missing = [subject.name for subject in SUBJECTS if subject.name not in found]
-        if missing:
+        if missing and name not in PARTIAL_SETS:
             raise LookupError(f"{package} has no picture of: {', '.join(missing)}")
         arrays.update({f"{name}/{subject}": picture for subject, picture in found.items()})
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +200,6 @@ def load(cache: Path | None = None) -> dict[str, np.ndarray]:
     """The cached artwork, `SET/SUBJECT` -> uint8 RGBA [128, 128, 4]."""
     cache = cache or CACHE / "artwork.npz"
     if not cache.exists():
-        raise FileNotFoundError(f"{cache} is missing: run `python -m attnctrl.embedded artwork` first")
+        raise FileNotFoundError(f"{cache} is missing: run `attnctrl embedded artwork` first")
     with np.load(cache) as data:
         return {name: data[name] for name in data.files}

@@ -7,8 +7,11 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from attnctrl.embedded import artwork
+from attnctrl.embedded.latents import PatchCode, pixels
+from attnctrl.embedded.model import Tokens
 from attnctrl.embedded.scenes import SHAPES, WHOLE, Scene, World, render, sample
 
 Shape = tuple[int, int]
@@ -70,3 +73,23 @@ def load(folder: Path) -> dict[Shape, tuple[np.ndarray, list[str]]]:
     """(width, height) -> pictures as a read-only memory map, captions."""
     captions = json.loads((folder / "captions.json").read_text())
     return {shape: (np.load(_file(folder, shape), mmap_mode="r"), captions["{}x{}".format(*shape)]) for shape in SHAPES}
+
+
+class Batches:
+    """Random batches of a rendered folder, each of one aspect ratio; batch `step` is the same on every machine."""
+
+    def __init__(self, folder: Path, tokens: Tokens, code: PatchCode, batch: int, seed: int) -> None:
+        self.code, self.batch, self.seed = code, batch, seed
+        self.parts = [(pictures, *tokens.encode(captions)) for pictures, captions in load(folder).values()]
+        sizes = np.array([len(part[0]) for part in self.parts], float)
+        self.shares = sizes / sizes.sum()
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        """Latents [n, 16, h, w], CLIP and T5 ids, where the first token stands (moved in a quarter of the batches)."""
+        rng = np.random.default_rng([self.seed, step])
+        pictures, clip_ids, t5_ids = self.parts[rng.choice(len(self.parts), p=self.shares)]
+        rows = np.sort(rng.choice(len(pictures), self.batch, replace=len(pictures) < self.batch))
+        latents = self.code.encode(pixels(pictures[rows]))
+        moved = rng.random() < 0.25
+        top, left = (int(rng.integers(0, side + 1)) * moved for side in latents.shape[2:])
+        return latents, clip_ids[rows], t5_ids[rows], (top, left)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw
-from transformers import CLIPTokenizer, T5Tokenizer
 
-from attnctrl.embedded.autoencoder import untrained
-from attnctrl.embedded.latents import PatchCode
-from attnctrl.embedded.model import TinyFlux, Tokens, export
+from attnctrl.embedded import _WEIGHTS
+from attnctrl.embedded.model import Tokens
+from attnctrl.embedded.training import NETS, TrainConfig
 
 
-def export_run(run: Path, folder: Path, vae_run: Path | None = None) -> dict[str, float]:
-    """Write the averaged weights of a run's last checkpoint as a pipeline; its step and minutes.
+def export_run(run: Path, folder: Path, vae_folder: Path | None = None) -> dict[str, float]:
+    """Write the averaged weights of a run's last checkpoint as a pipeline folder; its step and minutes.
 
-    The autoencoder is the one of `vae_run`, or else of the same run.
+    The autoencoder is the one of `vae_folder`, else of the run, else the shipped one.
     """
-    vae_folder = (vae_run or run) / "vae"
-    tokens = Tokens(CLIPTokenizer.from_pretrained(run / "tokenizer"), T5Tokenizer.from_pretrained(run / "tokenizer_2"))
-    net = TinyFlux(tokens)
+    if vae_folder is None:
+        vae_folder = run / "vae" if (run / "vae").exists() else _WEIGHTS / "tiny-flux" / "vae"
+    tokens = Tokens.load(run)
+    config = TrainConfig.model_validate_json((run / "config.json").read_text())
+    net = NETS[config.model](tokens)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     net.load_state_dict(state["average"])
-    net.transformer.half()
-    trained = (vae_folder / "config.json").exists()
-    vae = AutoencoderKL.from_pretrained(vae_folder) if trained else untrained(PatchCode.load(run / "code.npz"))
-    vae.register_to_config(_name_or_path="tiny-flux")
-    export(folder, net, tokens, vae)
-    return {"step": state["step"], "minutes": state["elapsed"] / 60}
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    vae.register_to_config(_name_or_path=config.model)
+    net.export(folder, tokens, vae)
+    shutil.copy(run / "code.npz", folder)
+    return {"step": state["step"], "minutes": state["seconds"] / 60}
 
 
 def loss_curve(run: Path, path: Path) -> Path:

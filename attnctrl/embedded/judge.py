@@ -1,12 +1,13 @@
-"""The judge: a small CNN that names the subject and the style of a picture and measures its style parameters.
+"""The style judge: a small CNN that names the style of a picture and measures its style parameters.
 
-It never saw the generator's artwork: it learns from two other sets (judge_training.py), and its accuracy on true
+It never saw the generator's artwork: it learns from other sets (judge_training.py), and its accuracy on true
 renders of the generator's sets, stated in judge.json, is its calibration.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attnctrl.embedded.scenes import STYLE_NAMES, SUBJECT_NAMES
+from attnctrl.embedded.latents import pixels
+from attnctrl.embedded.scenes import STYLE_NAMES
 from attnctrl.embedded.styles import STYLES
 
 PARAMS = ("hue", "ground", "stroke", "texture", "light")
@@ -33,7 +35,7 @@ def _step(inner: int, outer: int, stride: int) -> nn.Sequential:
 
 
 class JudgeNet(nn.Module):
-    """Seven convolutions, then average and maximum over places: [n, 3, H, W] in [-1, 1] to three heads' outputs."""
+    """Seven convolutions, then average and maximum over places: [n, 3, H, W] in [-1, 1] to two heads' outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,15 +44,14 @@ class JudgeNet(nn.Module):
             *(_step(3, a, 2), _step(a, a, 1), _step(a, b, 2), _step(b, b, 1)),
             *(_step(b, c, 2), _step(c, c, 1), _step(c, d, 2)),
         )
-        self.subject = nn.Linear(2 * d, len(SUBJECT_NAMES))
         self.style = nn.Linear(2 * d, len(STYLE_NAMES))
         self.params = nn.Linear(2 * d, len(STYLE_NAMES) * _OUTPUTS)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Subject logits [n, 48], style logits [n, 14], parameters as if in each style [n, 14, 7]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Style logits [n, 14], parameters as if in each style [n, 14, 7]."""
         features = self.body(x)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
-        return self.subject(pooled), self.style(pooled), self.params(pooled).view(-1, len(STYLE_NAMES), _OUTPUTS)
+        return self.style(pooled), self.params(pooled).view(-1, len(STYLE_NAMES), _OUTPUTS)
 
 
 def encode_params(values: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def decode_params(outputs: Tensor) -> Tensor:
 class Judge:
     """A trained judge; `calibration` holds its figures on true renders."""
 
-    subjects, styles, params = SUBJECT_NAMES, STYLE_NAMES, PARAMS
+    styles, params = STYLE_NAMES, PARAMS
 
     def __init__(self, net: JudgeNet, calibration: dict[str, Any]) -> None:
         self.net, self.calibration = net.eval(), calibration
@@ -82,19 +83,23 @@ class Judge:
         net.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
         return cls(net, json.loads(path.with_suffix(".json").read_text()))
 
+    def named(self, images: np.ndarray, among: Sequence[str] = STYLE_NAMES) -> list[str]:
+        """The likeliest style of each uint8 picture [n, H, W, 3], among the given names."""
+        columns = [STYLE_NAMES.index(name) for name in among]
+        return [among[int(i)] for i in self(images)["style"][:, columns].argmax(1)]
+
     @torch.no_grad()
     def __call__(self, images: np.ndarray, style: str | None = None) -> dict[str, np.ndarray]:
         """Judge uint8 pictures [n, H, W, 3].
 
-        `subject` [n, 48] and `style` [n, 14] are probabilities; `params` [n, 5] are the style parameters (PARAMS)
+        `style` [n, 14] are probabilities; `params` [n, 5] are the style parameters (PARAMS)
         read in the given style, or in the likeliest one; NaN where that style does not declare them.
         """
-        x = torch.from_numpy(np.array(images)).movedim(-1, 1).float() / 127.5 - 1
-        subject, styles, outputs = self.net(x)
-        read_in = styles.argmax(1) if style is None else torch.full((len(x),), STYLE_NAMES.index(style))
-        values = decode_params(outputs[torch.arange(len(x)), read_in])
+        styles, outputs = self.net(pixels(images))
+        read_in = styles.argmax(1) if style is None else torch.full((len(images),), STYLE_NAMES.index(style))
+        values = decode_params(outputs[torch.arange(len(images)), read_in])
         values[~declared()[read_in]] = torch.nan
-        return {"subject": subject.softmax(1).numpy(), "style": styles.softmax(1).numpy(), "params": values.numpy()}
+        return {"style": styles.softmax(1).numpy(), "params": values.numpy()}
 
 
 def declared() -> Tensor:

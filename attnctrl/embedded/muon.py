@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
 def split(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Hidden weight matrices for Muon; embeddings, first and last layers, gains and biases for AdamW."""
-    ends = ("x_embedder", "shared", "position_embedding", "token_embedding", "relative_attention")
+    ends = ("x_embedder", "pos_embed", "shared", "position_embedding", "token_embedding", "relative_attention")
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():

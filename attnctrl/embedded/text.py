@@ -6,8 +6,17 @@ import json
 import string
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from attnctrl.embedded.scenes import SUBJECT_NAMES, sample
 
@@ -98,9 +107,8 @@ def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-def clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A randomly set CLIP text model of width 64 for the tokenizer."""
-    config = CLIPTextConfig(
+def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -112,4 +120,15 @@ def clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+
+
+def clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A randomly set CLIP text model of width 64 for the tokenizer."""
+    return CLIPTextModel(_clip_config(tokenizer))
+
+
+def clip_projected(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """The same with SD3's projection of the pooled text, set to the identity."""
+    encoder = CLIPTextModelWithProjection(_clip_config(tokenizer))
+    torch.nn.init.eye_(encoder.text_projection.weight)
+    return encoder

@@ -10,8 +10,9 @@ import copy
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from attnctrl.embedded.model import TinyFlux, Tokens
+from attnctrl.embedded.model import TinyModel, Tokens
 from attnctrl.embedded.scenes import Scene, sample
 
 
@@ -28,25 +29,34 @@ def facts(scene: Scene) -> list[str]:
     return said
 
 
-def teach(net: TinyFlux, tokens: Tokens, steps: int = 1500, batch: int = 192, seed: int = 0) -> float:
-    """Move the pooled text by a fixed random vector for each fact of the caption; the last mean squared error."""
+def teach(net: TinyModel, tokens: Tokens, steps: int = 1500, seed: int = 0) -> list[float]:
+    """Teach every CLIP encoder of a model; their last mean squared errors."""
+    return [_teach(clip, tokens, steps, seed + place) for place, clip in enumerate(net.clips())]
+
+
+def pooled(clip: PreTrainedModel, ids: Tensor) -> Tensor:
+    """The pooled text of either kind of CLIP encoder, [n, width]."""
+    said = clip(ids)
+    return said.text_embeds if "text_embeds" in said else said.pooler_output
+
+
+def _teach(clip: PreTrainedModel, tokens: Tokens, steps: int, seed: int, batch: int = 192) -> float:
+    """Move the pooled text by a fixed random vector for each fact of the caption."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    drawn = [sample(rng) for _ in range(24_000)]
+    drawn = [sample(rng) for _ in range(min(24_000, batch * steps))]
     said = [facts(scene) for scene in drawn]
     names = {name: i for i, name in enumerate(sorted({fact for some in said for fact in some}))}
-    width = net.clip.config.hidden_size
-    vectors = torch.randn(len(names), width, generator=generator) * 0.8
+    vectors = torch.randn(len(names), clip.config.hidden_size, generator=generator) * 0.8
     shifts = torch.stack([vectors[[names[fact] for fact in some]].sum(0) for some in said])
     clip_ids, _ = tokens.encode([scene.caption for scene in drawn])
-    before = copy.deepcopy(net.clip).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.clip.parameters(), lr=2e-3, betas=(0.9, 0.99))
+    before = copy.deepcopy(clip).requires_grad_(False)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=2e-3, betas=(0.9, 0.99))
     loss = Tensor()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, step / 50) * (1 - step / steps)
         rows = torch.from_numpy(rng.integers(0, len(drawn), batch))
         ids = clip_ids[rows]
-        wanted = before(ids).pooler_output + shifts[rows]
-        loss = torch.nn.functional.mse_loss(net.clip(ids).pooler_output, wanted)
+        loss = torch.nn.functional.mse_loss(pooled(clip, ids), pooled(before, ids) + shifts[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Flow-matching training of tiny-flux on CPU: resumable, by wall-clock, with logs and sample sheets.
+"""Flow-matching training of the embedded models on a CPU: resumable, from one recipe, with logs and sample sheets.
 
 x_t = (1 - s) x_0 + s e, target e - x_0 (Lipman et al., 2023; Esser et al., 2024, with a logit-normal s).
 """
@@ -6,171 +6,170 @@ x_t = (1 - s) x_0 + s e, target e - x_0 (Lipman et al., 2023; Esser et al., 2024
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-import math
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers import T5EncoderModel
 
 from attnctrl.embedded import dataset
-from attnctrl.embedded.latents import CHANNELS, PATCH, PatchCode, pack, pixels, to_uint8, unpack
-from attnctrl.embedded.model import TinyFlux, Tokens, image_ids
+from attnctrl.embedded.latents import PatchCode, to_uint8
+from attnctrl.embedded.model import TinyModel, Tokens
 from attnctrl.embedded.muon import Muon, split
-from attnctrl.embedded.scenes import RELATIONS
+from attnctrl.embedded.sampling import PROMPTS, sample
+from attnctrl.embedded.scenes import WORLDS
 from attnctrl.embedded.sheet import save_grid
+from attnctrl.embedded.swapped import Swapped
 from attnctrl.embedded.text_training import teach
+from attnctrl.embedded.tiny_flux import TinyFlux
+from attnctrl.embedded.tiny_sd3 import TinySD3
 
-PROMPTS = (
-    "a fox, watercolor",
-    "a butterfly, neon sign",
-    "a red car, flat icon",
-    "a turtle, 3d render",
-    "a house, line art",
-    "an owl, comic",
-    "a rose, sticker",
-    "a guitar, pixel art",
-    "a mushroom, paper cutout",
-    "a rocket, blueprint",
-    "a strawberry, pencil sketch",
-    "a panda, pop art",
-    "a fox left of a mushroom, sticker",
-    "a blue cat on a beach, 3d render",
-    "a penguin on snow, watercolor",
-    "a star above a castle, paper cutout",
-)
+RECIPES = Path(__file__).parent / "recipes"
+NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)}
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """All that a run needs; `minutes` set the learning rate's course, `easy` is its first share."""
+class Stage(BaseModel):
+    """A part of a run: so many steps on so many pictures of a world (scenes.WORLDS)."""
 
-    minutes: float = 68.0
-    batch: int = 64
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    world: str
+    steps: int
+    pictures: int = 40_000
+    seed: int = 0
+
+
+class TrainConfig(BaseModel):
+    """All that a run needs. The rate rises over `warmup` steps, stays at `peak` and falls to 0 over `cooldown`.
+
+    `keep_text` freezes the T5 encoder, of the run that was started from; the CLIP encoders are frozen once taught.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: str
+    stages: tuple[Stage, ...]
+    batch: int = 48
     peak: float = 2e-3
-    warmup: float = 0.06
+    warmup: int = 200
+    cooldown: int = 1500
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    ema: float = 0.999
+    ema: float = 0.998
     noise_mean: float = 0.6
     noise_std: float = 1.1
-    easy: float = 0.4
-    threads: int = 2
+    keep_text: bool = False
+    teach_steps: int = 1500
+    compiled: bool = True
+    threads: int = 1
     seed: int = 0
     checkpoint_minutes: float = 4.0
     sheet_minutes: float = 8.0
+    sheet_steps: int = 24
 
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
 
-def rate(config: TrainConfig, fraction: float) -> float:
-    """One-cycle learning rate at a fraction of the run: linear rise, cosine fall to 1%."""
-    if fraction < config.warmup:
-        return config.peak * (0.05 + 0.95 * fraction / config.warmup)
-    done = min(1.0, (fraction - config.warmup) / (1 - config.warmup))
-    return config.peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    def rate(self, step: int) -> float:
+        """Learning rate at a step."""
+        rise = (step + 1) / self.warmup if self.warmup else 1.0
+        fall = (self.steps - step) / self.cooldown if self.cooldown else 1.0
+        return self.peak * max(0.0, min(1.0, rise, fall))
 
-
-@torch.no_grad()
-def sample(
-    net: TinyFlux, tokens: Tokens, prompts: list[str], size: tuple[int, int] = (64, 64), steps: int = 24, seed: int = 0
-) -> Tensor:
-    """Latents [n, 16, h, w] by Euler steps with true guidance 3, the schedule shifted as FluxPipeline shifts it."""
-    width, height = size[0] // PATCH, size[1] // PATCH
-    noise = torch.randn(len(prompts), CHANNELS, height, width, generator=torch.Generator().manual_seed(seed))
-    x, count = pack(noise), height * width // 4
-    shift = math.exp(0.5 + (1.15 - 0.5) * (count - 16) / (256 - 16))
-    sigmas = torch.linspace(1, 1 / steps, steps)
-    sigmas = torch.cat([shift / (shift + (1 / sigmas - 1)), torch.zeros(1)])
-    clip_ids, t5_ids = tokens.encode(prompts + [""] * len(prompts))
-    ids = image_ids(height // 2, width // 2)
-    for now, then in itertools.pairwise(sigmas):
-        velocity = net(torch.cat([x, x]), now.expand(2 * len(prompts)), clip_ids, t5_ids, ids)
-        wanted, plain = velocity.chunk(2)
-        x = x + (then - now) * (plain + 3.0 * (wanted - plain))
-    return unpack(x, height, width)
-
-
-class Batches:
-    """Random batches, each of one aspect ratio, as latents tokens, ids of both tokenizers and positions.
-
-    While `easy`, only captioned single objects on squares, whose subjects are learnt fastest.
-    """
-
-    easy = False
-
-    def __init__(self, folder: Path, tokens: Tokens, code: PatchCode, batch: int, seed: int) -> None:
-        self.code, self.batch = code, batch
-        self.rng = np.random.default_rng(seed)
-        self.parts = []
-        for pictures, captions in dataset.load(folder).values():
-            clip_ids, t5_ids = tokens.encode(captions)
-            self.parts.append((pictures, clip_ids, t5_ids))
-        _, captions = dataset.load(folder)[64, 64]
-        self.singles = np.array(
-            [i for i, text in enumerate(captions) if text and not any(f" {word} " in text for word in RELATIONS)]
-        )
-        sizes = np.array([len(part[0]) for part in self.parts], float)
-        self.shares = sizes / sizes.sum()
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        while True:
-            part = 0 if self.easy else self.rng.choice(len(self.parts), p=self.shares)
-            pictures, clip_ids, t5_ids = self.parts[part]
-            choice = self.singles if self.easy else len(pictures)
-            rows = np.sort(self.rng.choice(choice, self.batch, replace=False))
-            latents = self.code.encode(pixels(pictures[rows]))
-            height, width = latents.shape[2] // 2, latents.shape[3] // 2
-            moved = self.rng.random() < 0.25
-            top, left = (int(self.rng.integers(0, 2 * side + 1)) * moved for side in (height, width))
-            yield pack(latents), clip_ids[rows], t5_ids[rows], image_ids(height, width, top, left)
+    def stage(self, step: int) -> Stage:
+        """The stage of a step; the last one afterwards."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
 
 
 class Run:
     """A training run in a folder: tokenizers, patch code, checkpoint.pt, log.jsonl, sheets.
 
-    A new run may take its weights, tokenizers and code from the folder of another, `start`.
+    Pictures are rendered into `data`, a folder a world, where they are missing. A new run may take its weights from
+    `start`, the folder of another run (all weights of the same model, the T5 encoder of another), or from an exported
+    tiny-flux (the T5 encoder, tokenizers and patch code).
     """
 
-    def __init__(self, folder: Path, data: Path, config: TrainConfig, start: Path | None = None) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, data: Path, artwork: Path, config: TrainConfig, start: Path | None = None) -> None:
+        self.folder, self.data, self.artwork, self.config = folder, data, artwork, config
         folder.mkdir(parents=True, exist_ok=True)
-        if start and not (folder / "code.npz").exists():
-            shutil.copytree(start, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("sheet*", "*.tmp", "vae*"))
+        self._prepare(start)
         torch.manual_seed(config.seed)
-        self.tokens, self.code = _prepare(folder, data)
-        self.net = TinyFlux(self.tokens)
+        self.net: TinyModel = NETS[config.model](self.tokens)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.step, self.seconds = 0, 0.0
+        self._weights(start)
+        texts = [*self.net.clips(), *([self.net.t5] if config.keep_text else [])]
+        for encoder in texts:
+            encoder.requires_grad_(False)
         matrices, rest = split(self.net)
         self.optimizers = [
             Muon(matrices, lr=config.peak, weight_decay=config.weight_decay),
             torch.optim.AdamW(rest, lr=config.peak, betas=config.betas, weight_decay=config.weight_decay, fused=True),
         ]
-        self.step, self.elapsed = 0, 0.0
-        self.batches = Batches(data, self.tokens, self.code, config.batch, config.seed + 1)
         self._resume()
-        self.net.clip.requires_grad_(False)
+        self.swapped = Swapped(self.stage_data(config.stages[0]), self.tokens, self.code)
+        if config.compiled:
+            torch._dynamo.config.recompile_limit = 32  # a few shapes for each kind of block
+            for block in self.net.transformer.modules():
+                if type(block).__name__.endswith("TransformerBlock"):
+                    block.compile(dynamic=False)
+
+    def stage_data(self, stage: Stage) -> Path:
+        """The folder of a stage's pictures, rendered now if it is missing."""
+        folder = self.data / f"{stage.world}-{stage.pictures}-{stage.seed}"
+        if not (folder / "captions.json").exists():
+            world = WORLDS[stage.world]
+            dataset.build(folder, self.artwork, stage.pictures, stage.seed, self.config.threads, world)
+        return folder
+
+    def _prepare(self, start: Path | None) -> None:
+        if not (self.folder / "code.npz").exists():
+            if start:
+                for part in ("tokenizer", "tokenizer_2"):
+                    shutil.copytree(start / part, self.folder / part, dirs_exist_ok=True)
+                shutil.copy(start / "code.npz", self.folder / "code.npz")
+            else:
+                Tokens.train().save(self.folder)
+                pictures, _ = dataset.load(self.stage_data(self.config.stages[0]))[64, 64]
+                PatchCode.fit(pictures[:4000]).save(self.folder / "code.npz")
+        self.tokens, self.code = Tokens.load(self.folder), PatchCode.load(self.folder / "code.npz")
+
+    def _weights(self, start: Path | None) -> None:
+        """First weights: another run's average, or taught CLIP encoders."""
+        if (self.folder / "checkpoint.pt").exists():
+            return
+        held = {}
+        if start and (start / "checkpoint.pt").exists():
+            held = torch.load(start / "checkpoint.pt", weights_only=True)["average"]
+        elif start:
+            encoder = T5EncoderModel.from_pretrained(start / "text_encoder_2")
+            held = {f"t5.{name}": value for name, value in encoder.state_dict().items()}
+        if held.keys() == self.net.state_dict().keys():
+            self.net.load_state_dict(held)
+        else:
+            t5 = {name.removeprefix("t5."): value for name, value in held.items() if name.startswith("t5.")}
+            if t5:
+                self.net.t5.load_state_dict(t5)
+            teach(self.net, self.tokens, self.config.teach_steps)
+        self.average.load_state_dict(self.net.state_dict())
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            teach(self.net, self.tokens)
-            self.average.load_state_dict(self.net.state_dict())
-        else:
+        if path.exists():
             state = torch.load(path, weights_only=True)
             self.net.load_state_dict(state["net"])
             self.average.load_state_dict(state["average"])
-            self.step = state["step"]
-            if "optimizers" in state:
-                self.elapsed = state["elapsed"]
-                for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(held)
-            self.batches.rng = np.random.default_rng([self.config.seed, self.step])
+            self.step, self.seconds = state["step"], state["seconds"]
+            for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(held)
 
     def save(self) -> None:
         """Write the checkpoint in one move, so that a reader never sees half of it."""
@@ -179,29 +178,32 @@ class Run:
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
-            "elapsed": self.elapsed,
+            "seconds": self.seconds,
         }
         torch.save(state, self.folder / "checkpoint.tmp")
         (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
 
     def sheet(self) -> Path:
         """Samples of the averaged weights for the fixed prompts, through the linear code."""
-        images = to_uint8(self.code.decode(sample(self.average, self.tokens, list(PROMPTS))))
+        drawn = sample(self.average, self.tokens, list(PROMPTS), steps=self.config.sheet_steps)
+        images = to_uint8(self.code.decode(drawn))
         path = self.folder / f"sheet-{self.step:06d}.png"
         return save_grid(path, list(images), 4, list(PROMPTS))
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def update(self, batch: tuple[Tensor, Tensor, Tensor, tuple[int, int]]) -> Tensor:
         """One optimizer step; returns the loss."""
-        x, clip_ids, t5_ids, ids = batch
-        sigma = torch.sigmoid(self.config.noise_mean + self.config.noise_std * torch.randn(len(x)))
-        noise = torch.randn_like(x)
-        mixed = torch.lerp(x, noise, sigma[:, None, None])
-        loss = torch.nn.functional.mse_loss(self.net(mixed, sigma, clip_ids, t5_ids, ids), noise - x)
+        x, clip_ids, t5_ids, origin = batch
+        generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + self.step)
+        drawn = torch.randn(len(x), generator=generator)
+        sigma = torch.sigmoid(self.config.noise_mean + self.config.noise_std * drawn)
+        noise = torch.randn(x.shape, generator=generator)
+        mixed = torch.lerp(x, noise, sigma[:, None, None, None])
+        loss = torch.nn.functional.mse_loss(self.net(mixed, sigma, clip_ids, t5_ids, origin), noise - x)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate(self.config, self.elapsed / (60 * self.config.minutes))
+                group["lr"] = self.config.rate(self.step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -209,50 +211,43 @@ class Run:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
         return loss.detach()
 
-    def train(self, max_steps: int | None = None) -> None:
-        """Until `minutes` have passed in all (over resumes), or for so many steps."""
+    def train(self, until: int | None = None) -> None:
+        """To the end of the recipe, or to a step."""
         torch.set_num_threads(self.config.threads)
-        (self.folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2))
-        saved = shown = self.elapsed
+        (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n")
+        last = min(until or self.config.steps, self.config.steps)
+        saved = shown = self.seconds
         losses: list[Tensor] = []
-        last = self.step + max_steps if max_steps else None
-        self.batches.easy = self.config.easy > 0
-        for batch in self.batches:
-            self.batches.easy = self.elapsed < 60 * self.config.minutes * self.config.easy
-            if self.elapsed >= 60 * self.config.minutes or self.step == last:
-                break
+        stage, batches = None, None
+        while self.step < last:
+            if stage != self.config.stage(self.step) or batches is None:
+                stage = self.config.stage(self.step)
+                folder = self.stage_data(stage)
+                batches = dataset.Batches(folder, self.tokens, self.code, self.config.batch, self.config.seed + 1)
             begin = time.perf_counter()
-            losses.append(self.update(batch))
+            losses.append(self.update(batches[self.step]))
             self.step += 1
-            self.elapsed += time.perf_counter() - begin
+            self.seconds += time.perf_counter() - begin
             if self.step % 50 == 0:
-                record = {
-                    "step": self.step,
-                    "seconds": round(self.elapsed, 1),
-                    "loss": round(float(torch.stack(losses).mean()), 5),
-                    "rate": self.optimizers[1].param_groups[0]["lr"],
-                }
+                self._log(losses)
                 losses.clear()
-                with (self.folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(record) + "\n")
-            if self.elapsed - saved > 60 * self.config.checkpoint_minutes:
-                saved = self.elapsed
+            if self.seconds - saved > 60 * self.config.checkpoint_minutes:
+                saved = self.seconds
                 self.save()
-            if self.elapsed - shown > 60 * self.config.sheet_minutes:
-                shown = self.elapsed
+            if self.seconds - shown > 60 * self.config.sheet_minutes:
+                shown = self.seconds
                 self.sheet()
         self.save()
         self.sheet()
 
-
-def _prepare(folder: Path, data: Path) -> tuple[Tokens, PatchCode]:
-    """The run's tokenizers and patch code: made on its first start, read afterwards."""
-    if not (folder / "code.npz").exists():
-        tokens = Tokens.train()
-        tokens.clip.save_pretrained(folder / "tokenizer")
-        tokens.t5.save_pretrained(folder / "tokenizer_2")
-        pictures, _ = dataset.load(data)[64, 64]
-        PatchCode.fit(pictures[:4000]).save(folder / "code.npz")
-    clip = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    t5 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
-    return Tokens(clip, t5), PatchCode.load(folder / "code.npz")
+    def _log(self, losses: list[Tensor]) -> None:
+        record = {
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "loss": round(float(torch.stack(losses).mean()), 5),
+            "rate": self.config.rate(self.step),
+        }
+        if self.step % 250 == 0:
+            record.update(self.swapped(self.average))
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
