@@ -1,4 +1,5 @@
 # The two commands of the README: `make demo` and `make test`. Both set up .venv first.
+# `make test-oldest` and `make test-newest` lay other versions of torch and diffusers over it (several GB).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,13 +7,30 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test test-oldest test-newest check lint types clean
+
+OLDEST := torch==2.7.1 diffusers==0.37.0 packaging==25.0
+NEWEST := torch==2.15.0 diffusers==0.42.1
+LAID_OVER := $(addprefix tests/test_,off_and_after.py session.py controlled.py siblings.py matrix.py sharing_against_naive.py \
+	sd3_against_naive.py freecus.py)
 
 demo: $(READY)
 	$(BIN)/attnctrl demo
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest -n 2
+
+test-oldest: .over-oldest
+	PYTHONPATH=$(CURDIR)/.over-oldest $(BIN)/python -m pytest -n 2 $(LAID_OVER)
+
+test-newest: .over-newest
+	PYTHONPATH=$(CURDIR)/.over-newest $(BIN)/python -m pytest -n 2 $(LAID_OVER)
+
+.over-oldest .over-newest: .over-%: | $(READY_DEV)
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --target $@.part $(filter torch%,$(if $(filter oldest,$*),$(OLDEST),$(NEWEST)))
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part $(filter-out torch%,$(if $(filter oldest,$*),$(OLDEST),$(NEWEST)))
+	mv $@.part $@
 
 check: lint types test
 
@@ -34,4 +52,4 @@ $(READY_DEV): $(READY)
 	touch $(READY_DEV)
 
 clean:
-	rm -rf $(VENV) attnctrl-out build dist *.egg-info
+	rm -rf $(VENV) .over-* attnctrl-out build dist *.egg-info

@@ -8,16 +8,10 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 10_000
+from attnctrl.embedded import intervals
+
 Scores = dict[str, dict[str, np.ndarray]]
 """[method][metric], one value a set or trial, the same sets for all methods."""
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """Mean and 95% bootstrap interval."""
-    picks = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-    return [round(float(x), 3) for x in (values.mean(), low, high)]
 
 
 def table(result: dict[str, dict[str, list[float]]]) -> str:
@@ -32,12 +26,16 @@ def table(result: dict[str, dict[str, list[float]]]) -> str:
 
 def report(scores: Scores, told: dict[str, Any], out: Path) -> None:
     """Write OUT.json with the means and the differences to `plain`, and print both tables."""
-    means = {name: {m: interval(v) for m, v in values.items()} for name, values in scores.items()}
+    means = {name: {m: _rounded(v) for m, v in values.items()} for name, values in scores.items()}
     gains = {
-        name: {m: interval(v - scores["plain"][m]) for m, v in values.items()}
+        name: {m: _rounded(v - scores["plain"][m]) for m, v in values.items()}
         for name, values in scores.items()
         if name != "plain"
     }
     body = {**told, "means": means, "difference to plain": gains}
     out.with_suffix(".json").write_text(json.dumps(body, indent=2) + "\n")
     print(table(means), table(gains), sep="\n\n")
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(x, 3) for x in intervals.mean(values)]

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from attnctrl.errors import ControlError
+
 SIZE = 128
 CACHE = Path.home() / ".cache" / "attnctrl"
 
@@ -200,6 +202,6 @@ def load(cache: Path | None = None) -> dict[str, np.ndarray]:
     """The cached artwork, `SET/SUBJECT` -> uint8 RGBA [128, 128, 4]."""
     cache = cache or CACHE / "artwork.npz"
     if not cache.exists():
-        raise FileNotFoundError(f"{cache} is missing: run `attnctrl embedded artwork` first")
+        raise ControlError(f"there is no artwork at {cache}: run `attnctrl embedded artwork` first")
     with np.load(cache) as data:
         return {name: data[name] for name in data.files}

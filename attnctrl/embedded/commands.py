@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attnctrl.embedded import _WEIGHTS, MODELS, artwork, judging_cli
+from attnctrl.errors import ControlError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 CACHE = artwork.CACHE
@@ -15,7 +18,25 @@ Cache = Annotated[Path, typer.Option("--artwork", help="The artwork cache, an np
 Data = Annotated[Path, typer.Option("--data", help="Folder of rendered pictures, a folder a world.")]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of the training run.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
-Model = Annotated[str, typer.Argument(help=f"{' or '.join(MODELS)}.")]
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ControlError(f"{value!r} is unknown; choose {', '.join(names)}")
+        return value
+
+    return check
+
+
+Model = Annotated[str, typer.Argument(help=f"{' or '.join(MODELS)}.", callback=_one_of(MODELS))]
+
+
+@app.callback()
+def _needs_extras() -> None:
+    for module in ("cv2", "resvg_py", "efficientnet_lite_pytorch"):
+        if importlib.util.find_spec(module) is None:
+            raise ControlError(f"{module} is not installed; pip install 'attnctrl[train,eval]'")
 
 
 def run_folder(model: str, run: Path | None) -> Path:
@@ -33,7 +54,9 @@ def build_artwork(packages: Path = CACHE / "npm", out: Path = CACHE / "artwork.n
 @app.command("render")
 def render_pictures(
     out: Annotated[Path, typer.Argument(help="Folder to fill.")],
-    world: Annotated[str, typer.Option(help="first, wider or whole.")] = "whole",
+    world: Annotated[
+        str, typer.Option(help="first, wider or whole.", callback=_one_of(("first", "wider", "whole")))
+    ] = "whole",
     cache: Cache = CACHE / "artwork.npz",
     count: int = 40_000,
     seed: int = 0,
@@ -48,7 +71,7 @@ def render_pictures(
 @app.command("train")
 def train_transformer(
     model: Model,
-    recipe: Annotated[Path | None, typer.Option(help="A JSON recipe; None: the shipped one.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A JSON recipe; None: the shipped one.", exists=True)] = None,
     run: RunFolder = None,
     data: Data = CACHE / "pictures",
     cache: Cache = CACHE / "artwork.npz",
@@ -79,6 +102,25 @@ def train_autoencoder(
     typer.echo(autoencoder.measure(vae, code, dataset.held_pictures(cache, 256)))
 
 
+@app.command("codec")
+def measure_autoencoder(
+    photographs: Annotated[Path | None, typer.Option(help="A folder of photographs to measure beside.")] = None,
+    cache: Cache = CACHE / "artwork.npz",
+) -> None:
+    """Say how well the shipped autoencoder restores held pictures of the world, and photographs: PSNR in dB."""
+    from diffusers import AutoencoderKL
+
+    from attnctrl.embedded import autoencoder, dataset
+    from attnctrl.embedded.latents import PatchCode
+
+    vae = AutoencoderKL.from_pretrained(_WEIGHTS / MODELS[0] / "vae")
+    code = PatchCode.load(_WEIGHTS / MODELS[0] / "code.npz")
+    typer.echo({"world": autoencoder.measure(vae, code, dataset.held_pictures(cache, 128))})
+    if photographs:
+        squares = dataset.photographs(photographs, each=16)
+        typer.echo({f"{len(squares)} squares": autoencoder.measure(vae, code, squares)})
+
+
 @app.command("export")
 def export_pipeline(
     model: Model,
@@ -91,6 +133,8 @@ def export_pipeline(
     from attnctrl.embedded.export import export_run, loss_curve
 
     folder = run_folder(model, run)
+    if not (folder / "checkpoint.pt").exists():
+        raise ControlError(f"{folder} holds no training run; name one with --run")
     typer.echo(export_run(folder, out or _WEIGHTS / model, vae))
     if curve:
         typer.echo(loss_curve(folder, curve))
@@ -106,6 +150,10 @@ def world_sheet(
     out: Path, cache: Cache = CACHE / "artwork.npz", subjects: str = "fox,butterfly,rose,car,mushroom,house,star,violin"
 ) -> None:
     """Draw true pictures, a row a style and a column a subject."""
+    from attnctrl.embedded.scenes import SUBJECT_NAMES
     from attnctrl.embedded.sheet import world
 
-    typer.echo(world(out, artwork.load(cache), tuple(subjects.split(","))))
+    chosen = tuple(subjects.split(","))
+    for name in chosen:
+        _one_of(SUBJECT_NAMES)(name)
+    typer.echo(world(out, artwork.load(cache), chosen))

@@ -7,6 +7,7 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from attnctrl.embedded import artwork
@@ -31,6 +32,20 @@ def held_pictures(cache: Path, count: int, seed: int = 1) -> np.ndarray:
         index += 1
         if (drawn.width, drawn.height) == (64, 64):
             pictures.append(render(drawn, art).image)
+    return np.stack(pictures)
+
+
+def photographs(folder: Path, each: int, seed: int = 1) -> np.ndarray:
+    """Random squares of the photographs in a folder, brought to 64 px: uint8 [n, 64, 64, 3], `each` of every one."""
+    rng, pictures = np.random.default_rng(seed), []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")):
+        photograph = Image.open(path).convert("RGB")
+        for _ in range(each):
+            side = int(rng.integers(64, min(photograph.size)))
+            x, y = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
+            pictures.append(
+                np.asarray(photograph.resize((64, 64), Image.Resampling.LANCZOS, (x, y, x + side, y + side)))
+            )
     return np.stack(pictures)
 
 

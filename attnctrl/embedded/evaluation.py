@@ -16,6 +16,7 @@ from attnctrl.embedded.cases import Case, suite, true_picture
 from attnctrl.embedded.drawing import Drawer
 from attnctrl.embedded.evaluation_report import markdown, sheet
 from attnctrl.embedded.reading import Reader, Reading, gaps
+from attnctrl.errors import ControlError
 
 
 def evaluate(model: Path | str, out: Path, per: int = 1, seed: int = 0, cache: Path | None = None) -> dict[str, Any]:
@@ -25,6 +26,8 @@ def evaluate(model: Path | str, out: Path, per: int = 1, seed: int = 0, cache: P
     style) pair; cases.suite says what else grows with it. `cache` is the artwork's.
     """
     folder = model_folder(str(model)) if str(model) in MODELS else Path(model)
+    if not (folder / "attnctrl.json").exists():
+        raise ControlError(f"{folder} is no embedded model; give {' or '.join(MODELS)}, or a folder of `export`")
     art, reader, drawer, groups = artwork.load(cache), Reader(), Drawer(folder), suite(per, seed)
     begin = time.perf_counter()
     drawn = {name: _draw(drawer, cases) for name, cases in groups.items() if name != "shifted"}

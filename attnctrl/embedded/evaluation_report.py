@@ -50,4 +50,4 @@ def sheet(path: Path, cases: Sequence[Case], drawn: Sequence[Array], true: Seque
     for i in chosen:
         between = np.full((true[i].shape[0], 2, 3), 255, np.uint8)
         tiles.append(np.concatenate([true[i], between, drawn[i]], axis=1))
-    return save_grid(path, tiles, _COLUMNS, [f"{cases[i].prompt}: true, drawn" for i in chosen])
+    return save_grid(path, tiles, _COLUMNS, [cases[i].prompt for i in chosen])
