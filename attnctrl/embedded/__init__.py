@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MODELS = ("tiny-flux",)
+MODELS = ("tiny-flux", "tiny-sd3")
 """Names of the models that come with the package."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
