@@ -7,17 +7,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .control import Control, Reference
-    from .errors import ConflictError, ControlError, NoEffectWarning
+    from .errors import ConflictError, ControlError, NoEffectWarning, OverGuidanceWarning
     from .pipelines.controlled import controlled
     from .pipelines.flux import ControlledFluxPipeline
     from .pipelines.generate import generate
     from .pipelines.loading import load
     from .pipelines.recipe import Recipe, read_recipe
     from .pipelines.sd3 import ControlledStableDiffusion3Pipeline
-    from .processors import AlignedStyle, Falling, NaiveSharing, StyleAligned, attached
+    from .processors import (
+        APG,
+        NAG,
+        PAG,
+        SEG,
+        SLG,
+        TPG,
+        AlignedStyle,
+        Falling,
+        FreeCus,
+        NaiveSharing,
+        SoftPAG,
+        StyleAligned,
+        attached,
+    )
     from .where import Where
 
 _HOMES = {
+    "APG": "processors",
     "AlignedStyle": "processors",
     "ConflictError": "errors",
     "Control": "control",
@@ -25,11 +40,19 @@ _HOMES = {
     "ControlledFluxPipeline": "pipelines.flux",
     "ControlledStableDiffusion3Pipeline": "pipelines.sd3",
     "Falling": "processors",
+    "FreeCus": "processors",
+    "NAG": "processors",
     "NaiveSharing": "processors",
     "NoEffectWarning": "errors",
+    "OverGuidanceWarning": "errors",
+    "PAG": "processors",
     "Recipe": "pipelines.recipe",
     "Reference": "control",
+    "SEG": "processors",
+    "SLG": "processors",
+    "SoftPAG": "processors",
     "StyleAligned": "processors",
+    "TPG": "processors",
     "Where": "where",
     "attached": "processors",
     "controlled": "pipelines.controlled",
@@ -39,6 +62,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "APG",
+    "NAG",
+    "PAG",
+    "SEG",
+    "SLG",
+    "TPG",
     "AlignedStyle",
     "ConflictError",
     "Control",
@@ -46,10 +75,13 @@ __all__ = [
     "ControlledFluxPipeline",
     "ControlledStableDiffusion3Pipeline",
     "Falling",
+    "FreeCus",
     "NaiveSharing",
     "NoEffectWarning",
+    "OverGuidanceWarning",
     "Recipe",
     "Reference",
+    "SoftPAG",
     "StyleAligned",
     "Where",
     "attached",

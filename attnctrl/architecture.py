@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from .control import Reference, Rotary
 from .layout import Arguments, Site, TokenLayout
@@ -41,6 +41,18 @@ class Architecture(Protocol):
 
     def picture_row(self, pipe: Any, reference: Reference, arguments: Arguments, layout: TokenLayout) -> PictureRow:
         """Encode a reference picture and its caption to the shapes of this call."""
+        ...
+
+    def encoded_prompt(self, pipe: Any, prompt: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        """Text and pooled text [1, ...] of a prompt, of this call's length."""
+        ...
+
+    def blocks(self, transformer: Any) -> list[tuple[nn.ModuleList, int]]:
+        """Where each block is held, in running order."""
+        ...
+
+    def guidance_scale(self, pipe: Any) -> float | None:
+        """Classifier-free guidance's g, where the pipeline keeps it and uses it."""
         ...
 
     def position_hooks(self, transformer: nn.Module, run: Any) -> Sequence[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .attention import Branch
 from .errors import ControlError
-from .layout import RowPlan, Step, TokenLayout
+from .layout import RowPlan, Site, Step, TokenLayout
 from .pictures import Picture, fit_picture
 from .where import Where
 
@@ -33,6 +33,23 @@ class Features:
     v: Tensor
     layout: TokenLayout
     gate: Tensor | None
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One site after its attention: q, k, v [B, S, H, D] as they enter the softmax (rotated), layout and gate.
+
+    `out()` is the merged result [B, S, H, D], computed only if it is asked for; `attend(queries)` is what other queries
+    would get from the same keys, values and branches.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: TokenLayout
+    gate: Tensor | None
+    out: Callable[[], Tensor]
+    attend: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,10 @@ class Effect:
     def branches(self, at: Features) -> list[Extra]:
         """Keys and values to read beside a row's own."""
         return []
+
+    def output(self, at: Attended) -> Tensor:
+        """What the site passes on [B, S, H, D], before the output projection."""
+        return at.out()
 
 
 class Reference(BaseModel):
@@ -123,20 +144,33 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Opposed:
+    """A second row for picture `of` of each half of the batch, with another prompt (NAG's negative one)."""
+
+    of: int
+    prompt: str
+
+
+Added = Reference | Placed | Opposed
+
+
+@dataclass(frozen=True)
 class Call:
     """One transformer call, as a control's `plan` sees it; its rows include those that references added.
 
     `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as
-    (start, stop); each begins with the rows that were `added`: reference pictures, then copies. `rotary` says whether
-    positions are rotations; then `shifted(rows, columns)` gives the tables of the image tokens moved so far. `memory`
-    lives as long as one run of the pipeline.
+    (start, stop); each begins with the rows that were `added`: reference pictures, copies, opposed rows;
+    `conditional` says of each whether it carries the prompts. `rotary` says whether positions are rotations; then
+    `shifted(rows, columns)` gives the tables of the image tokens moved so far. `memory` lives as long as one run of the
+    pipeline.
     """
 
     layout: TokenLayout
     step: Step
     groups: tuple[tuple[int, int], ...]
     images_per_prompt: int
-    added: tuple[Reference | Placed, ...]
+    added: tuple[Added, ...]
+    conditional: tuple[bool, ...]
     rotary: bool
     device: torch.device
     shifted: Callable[[int, int], Rotary]
@@ -156,10 +190,10 @@ class Call:
             return None
         return self.once(("constant", value), lambda: torch.tensor(value, device=self.device))
 
-    def row_of(self, wanted: Reference | Placed) -> int:
+    def row_of(self, wanted: Added) -> int:
         """The place of an added row within a group."""
-        same = (i for i, one in enumerate(self.added) if one is wanted or (isinstance(one, Placed) and one == wanted))
-        return next(same)
+        data = (Placed, Opposed)
+        return next(i for i, one in enumerate(self.added) if one is wanted or (isinstance(one, data) and one == wanted))
 
 
 class Control(BaseModel, ABC):
@@ -183,6 +217,8 @@ class Control(BaseModel, ABC):
 
     order: ClassVar[int] = 0
     """Place in the composition: lower orders change features first."""
+    attends: ClassVar[bool] = True
+    """Whether it acts within attention, so that its sites get processors."""
     claims: ClassVar[frozenset[str]] = frozenset()
     """What the control overwrites; two controls that claim the same thing at one site conflict."""
 
@@ -196,12 +232,27 @@ class Control(BaseModel, ABC):
         """Whether the description does nothing at all."""
         return self.strength == 0
 
+    def gate(self, site: Site, heads: tuple[int, ...] | None, device: torch.device) -> Tensor | None:
+        """How much each head of a chosen site is touched [H]; None: all of them, wholly."""
+        if heads is None:
+            return None
+        return torch.tensor([float(h in heads) for h in range(site.heads)], device=device)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the first prompt's picture leads a set, and must be in every batch."""
+        return False
+
     def references(self) -> Sequence[Reference]:
         """Pictures that want a batch row of their own."""
         return ()
 
     def placed(self, rotary: bool, images_per_prompt: int) -> Sequence[Placed]:
         """Rows to stand elsewhere on models whose positions are not `rotary`."""
+        return ()
+
+    def opposed(self, pictures: int) -> Sequence[Opposed]:
+        """Rows with a prompt to turn away from, beside so many pictures."""
         return ()
 
     def amend(self, prompt: str) -> str:

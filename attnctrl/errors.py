@@ -11,3 +11,7 @@ class ConflictError(ControlError):
 
 class NoEffectWarning(UserWarning):
     """A control was asked for but did not act."""
+
+
+class OverGuidanceWarning(UserWarning):
+    """Guidance pushes the prediction further than pictures bear."""

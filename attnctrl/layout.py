@@ -82,9 +82,13 @@ VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 
 
 def groups_of(index: int, blocks: int, late: bool) -> frozenset[str]:
-    """A block's group names; `vital` is every block at the relative depth of one of FLUX.1's vital layers."""
+    """A block's group names.
+
+    `middle` is the middle third, `vital` every block at the relative depth of one of FLUX.1's vital layers.
+    """
     vital = index in {round(layer * (blocks - 1) / 56) for layer in VITAL}
-    return frozenset(name for name, holds in {"late": late, "vital": vital}.items() if holds)
+    middle = blocks <= 3 * index < 2 * blocks
+    return frozenset(name for name, holds in {"late": late, "middle": middle, "vital": vital}.items() if holds)
 
 
 Arguments = dict[str, Any]

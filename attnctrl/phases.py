@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .attention import Backend, attend_branches
-from .control import Features, Rotary
+from .control import Attended, Features, Rotary
 
 Gates = tuple[tuple[int, Tensor | None], ...]
 """The controls that act at a site, by position, each with its gate over heads."""
@@ -26,7 +27,7 @@ def controlled_attention(
     rotate: Callable[[Tensor, Rotary], Tensor],
     backend: Backend | None,
 ) -> Tensor:
-    """Features, branches and merge -> [B, S, H, D]; with no effect at this step, the stock attention bit for bit.
+    """Features, branches, merge, output -> [B, S, H, D]; with no effect at this step, the stock attention bit for bit.
 
     q, k, v [B, S, H, D] after qk-norm and before rotation by `rotary`.
     """
@@ -38,4 +39,14 @@ def controlled_attention(
             q, k, v = effect.features(at)
             extras += effect.branches(replace(at, q=q, k=k, v=v))
     branches = [extra.branch(rotate(extra.key, extra.rotary)) for extra in extras]
-    return attend_branches(rotate(q, rotary), rotate(k, rotary), v, branches, backend)
+    q, k = rotate(q, rotary), rotate(k, rotary)
+
+    def attend(queries: Tensor) -> Tensor:
+        return attend_branches(queries, k, v, branches, backend)
+
+    out = partial(attend, q)
+    for position, gate in gates:
+        effect = state.effects[position]
+        if effect is not None:
+            out = partial(effect.output, Attended(q, k, v, state.layout, gate, out, attend))
+    return out()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,20 @@ class CopyRow:
         return half[self.member : self.member + 1]
 
 
+@dataclass(frozen=True)
+class OpposedRow(CopyRow):
+    """A copy of row `member` with other text: `text`, `pooled` [1, ...]."""
+
+    text: Tensor
+    pooled: Tensor
+
+    def put(self, name: str, half: Tensor, sigma: Tensor, conditional: bool) -> Tensor:
+        """Its row of one batched argument."""
+        if name in TEXTS:
+            return self.text if name == TEXTS[0] else self.pooled
+        return super().put(name, half, sigma, conditional)
+
+
 AddedRow = PictureRow | CopyRow
 
 
@@ -88,18 +102,52 @@ def widened(
             wide[name] = torch.cat(parts)
     for name in RESIDUALS:
         if arguments.get(name) is not None:
-            wide[name] = _padded(arguments[name], rows, len(conditional), batch)
+            wide[name] = mapped(arguments[name], batch, lambda value: _padded(value, rows, len(conditional)))
     return wide
+
+
+def one_half(arguments: Arguments, half: int, halves: int, batch: int) -> Arguments:
+    """The arguments of one half of the batch alone."""
+    if halves == 1:
+        return dict(arguments)
+    part = dict(arguments)
+    for name in BATCHED:
+        if arguments.get(name) is not None:
+            part[name] = arguments[name].chunk(halves)[half]
+    for name in RESIDUALS:
+        if arguments.get(name) is not None:
+            part[name] = mapped(arguments[name], batch, lambda value: value.chunk(halves)[half])
+    return part
+
+
+def mapped(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in it that has a row per picture changed."""
+    if isinstance(value, Tensor):
+        return change(value) if value.ndim and len(value) == batch else value
+    if isinstance(value, Mapping):
+        return {key: mapped(item, batch, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(item, batch, change) for item in value)
+    return value
+
+
+def predicted(output: Any) -> Tensor:
+    """The prediction in a transformer's output, a tuple or an object."""
+    rows: Tensor = output[0] if isinstance(output, tuple) else output.sample
+    return rows
+
+
+def replaced(output: Any, rows: Tensor) -> Any:
+    """The output with another prediction."""
+    if isinstance(output, tuple):
+        return (rows, *output[1:])
+    output.sample = rows
+    return output
 
 
 def narrowed(output: Any, rows: int, halves: int) -> Any:
     """The transformer's output without the added rows."""
-    first = output[0] if isinstance(output, tuple) else output.sample
-    kept = torch.cat([half[rows:] for half in first.chunk(halves)])
-    if isinstance(output, tuple):
-        return (kept, *output[1:])
-    output.sample = kept
-    return output
+    return replaced(output, torch.cat([half[rows:] for half in predicted(output).chunk(halves)]))
 
 
 def reversed_odds(scheduler: Any, tokens: int) -> float:
@@ -113,18 +161,10 @@ def reversed_odds(scheduler: Any, tokens: int) -> float:
     return math.exp(-2 * mu)
 
 
-def _padded(value: Any, rows: Sequence[AddedRow], halves: int, batch: int) -> Any:
-    """Every tensor of `value` that has a row per picture, with rows added: zeros for pictures, copies for copies."""
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) != batch:
-            return value
-        parts = []
-        for half in value.chunk(halves):
-            fronts = [half[r.member : r.member + 1] if isinstance(r, CopyRow) else half[:1] * 0 for r in rows]
-            parts += [*fronts, half]
-        return torch.cat(parts)
-    if isinstance(value, Mapping):
-        return {key: _padded(item, rows, halves, batch) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_padded(item, rows, halves, batch) for item in value)
-    return value
+def _padded(value: Tensor, rows: Sequence[AddedRow], halves: int) -> Tensor:
+    """With rows added: zeros for pictures, copies for copies."""
+    parts = []
+    for half in value.chunk(halves):
+        fronts = [half[r.member : r.member + 1] if isinstance(r, CopyRow) else half[:1] * 0 for r in rows]
+        parts += [*fronts, half]
+    return torch.cat(parts)

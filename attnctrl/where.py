@@ -21,7 +21,8 @@ class Where(BaseModel):
     """Blocks, heads and steps at which a control acts.
 
     blocks: comma-separated; `all`, a stream (`single`), a group (`late`: FLUX's single-stream blocks, the last two
-        thirds of SD3's; `vital`: FreeCus' ten of FLUX.1 and the same depths elsewhere), global numbers `19`, `19-56`,
+        thirds of SD3's; `middle`: the middle third; `vital`: FreeCus' ten of FLUX.1 and the same depths elsewhere),
+        global numbers `19`, `19-56`,
         every n-th `19-56/2`, or numbers within a stream `single:0-5`. A list of ints is accepted.
     heads: `all`, `H3` (in every chosen block) or `L14H7`; separated by commas or spaces.
     steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not).
@@ -109,6 +110,12 @@ class Where(BaseModel):
                 else:
                     return True
         return False
+
+
+def listed_heads(text: str) -> list[tuple[int | None, int]]:
+    """What a text such as `L14H7, H3` lists, as (block or None, head); nothing for `all`."""
+    found = [_HEAD.fullmatch(item) for item in text.replace(",", " ").split()]
+    return [(None if m["block"] is None else int(m["block"]), int(m["head"])) for m in found if m]
 
 
 def _contains(item: str, step: Step) -> bool:

@@ -84,6 +84,8 @@ def arms(trial: Trial) -> dict[str, tuple[str, tuple[Control, ...]]]:
         "stylealigned": (prompt, (StyleAligned(reference=whole),)),
         "freecus": (prompt, (FreeCus(reference=masked),)),
         "freecus, every block": (prompt, (FreeCus(reference=masked, where=everywhere),)),
+        "freecus, every block, 0.5": (prompt, (FreeCus(reference=masked, where=everywhere, strength=0.5),)),
+        "freecus, late blocks": (prompt, (FreeCus(reference=masked, where=Where(blocks="late")),)),
         "freecus, no mask": (prompt, (FreeCus(reference=whole),)),
         "freecus, step's own noise": (prompt, (FreeCus(reference=noisy),)),
         "freecus, strength 0.3": (prompt, (FreeCus(reference=masked, strength=0.3),)),

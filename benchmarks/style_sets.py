@@ -119,11 +119,12 @@ def judged(sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Imag
 
 
 def sheet(sets: list[tuple[str, list[str]]], pictures: dict[str, list[list[Image.Image]]]) -> Image.Image:
-    """Every method on the first sets."""
+    """A row a method: the first sets side by side."""
     rows = []
-    for i, (style, subjects) in enumerate(sets[:SHOWN]):
-        for name, drawn in pictures.items():
-            rows.append(SheetRow(f"{style}: {name}", drawn[i], subjects, frozenset({0})))
+    for name, drawn in pictures.items():
+        shown = [image for row in drawn[:SHOWN] for image in row]
+        labels = [f"{subject}, {style}" for style, subjects in sets[:SHOWN] for subject in subjects]
+        rows.append(SheetRow(name, shown, labels, frozenset(range(0, SIZE * SHOWN, SIZE))))
     return contact_sheet(rows)
 
 

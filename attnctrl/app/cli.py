@@ -20,6 +20,9 @@ from rich.table import Table
 from ..embedded import MODELS
 from ..embedded.commands import app as embedded
 from ..errors import ControlError
+from .heads_cli import app as heads_app
+from .heads_cli import preset_of
+from .models import load_model
 
 if TYPE_CHECKING:
     from ..pipelines.generate import PictureSet
@@ -33,28 +36,30 @@ app = typer.Typer(
     help="Control the attention of diffusion transformers, without training.",
 )
 app.add_typer(embedded, name="embedded")
+app.add_typer(heads_app, name="heads")
 Model = Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, a diffusers folder or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")]
 Out = Annotated[Path | None, typer.Option(help="A new folder for the result.")]
 
+DEMO_MODEL = "tiny-sd3"
 DEMO_STYLE = "sticker"
 DEMO_SUBJECTS = ("a mushroom", "a rocket", "a penguin", "a butterfly")
-DEMO_STRENGTH = 0.15
+DEMO_STRENGTH = 0.5
 
 
 @app.command()
-def demo(out: Out = None, seed: int = 0) -> None:
+def demo(out: Out = None, seed: int = 3) -> None:
     """Make a set in one style with the embedded model: once plain, once aligned."""
     from ..pipelines.generate import sheet_row, write_set
     from ..pipelines.recipe import Recipe
     from ..processors import AlignedStyle
 
     folder = _folder(out, "demo")
-    pipe = _load("tiny-flux", None, None, "none")
+    pipe = load_model(DEMO_MODEL, None)
     prompts = tuple(f"{subject}, {DEMO_STYLE}" for subject in DEMO_SUBJECTS)
-    plain = _generate(pipe, Recipe(prompts=prompts, seed=seed), "plain")
+    plain = _generate(pipe, Recipe(model=DEMO_MODEL, prompts=prompts, seed=seed), "plain")
     aligned = _generate(
         pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(strength=DEMO_STRENGTH),)}), "aligned"
     )
@@ -82,6 +87,11 @@ def generate(
         list[Path] | None, typer.Option(help="White where the reference is read, such as its subject; likewise.")
     ] = None,
     strength: Annotated[float, typer.Option(help="Odds of the shared tokens: 0 off, 1 as published.")] = 1.0,
+    heads: Annotated[
+        str | None, typer.Option(help="Guide by heads: L14H7,L14H17, or a preset (attnctrl heads presets).")
+    ] = None,
+    head_strength: Annotated[float | None, typer.Option(help="Their w; the preset's if not given.")] = None,
+    u: Annotated[float | None, typer.Option("--u", help="Their u, 0 to 1; the preset's if not given.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks: single, 19-56, double:0-4, 0-56/2.")] = None,
     at_steps: Annotated[str | None, typer.Option(help="Steps at which to share: 0-9 or 0%-40%.")] = None,
     model: Model = "tiny-flux",
@@ -116,7 +126,14 @@ def generate(
         "negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale,
         "batch_size": batch_size, **size_of(size),
     }  # fmt: skip
-    _make(Recipe(**values), device, dtype, offload, _folder(out, "set"))
+    if heads is None and (head_strength is not None or u is not None):
+        raise ControlError("--head-strength and --u belong to --heads; name heads or a preset")
+    recipe, folder = Recipe(**values), _folder(out, "set")
+    pipe = load_model(model, device, dtype, offload)
+    if heads is not None:
+        guided = preset_of(heads, model, pipe, head_strength, u).control()
+        recipe = recipe.model_copy(update={"control": (*control, guided)})
+    _make(pipe, recipe, folder)
 
 
 @app.command()
@@ -137,7 +154,8 @@ def run(
     if before is not None:
         torch.set_num_threads(before.threads)
         device, dtype = device or before.device, dtype or before.dtype
-    result = _make(earlier, device, dtype, offload, _folder(out, "replay"))
+    folder = _folder(out, "replay")
+    result = _make(load_model(earlier.model, device, dtype, offload), earlier, folder)
     if earlier.made:
         same, now = result.same_as(earlier), result.recipe.environment
         console.print(f"{same} of {len(earlier.made)} pictures are identical to the recipe's")
@@ -152,7 +170,7 @@ def info(
     """Show a model's blocks as --blocks names them, and its own settings."""
     from ..processors.attaching import architecture_of
 
-    pipe = _load(model, "cpu", None, "none")
+    pipe = load_model(model, "cpu", None, "none")
     architecture = architecture_of(pipe)
     table = Table("block", "stream", "in stream", "heads", title=f"{model} ({architecture.name})")
     for site in architecture.sites(pipe.transformer):
@@ -165,9 +183,10 @@ def info(
 @app.command()
 def methods() -> None:
     """List the methods and their settings."""
-    from .options import KINDS
+    from ..processors import CONTROLS
 
-    for kind, control in KINDS.items():
+    for control in CONTROLS:
+        kind = control.model_fields["kind"].default
         console.print(f"[bold]{kind}[/]  {(control.__doc__ or '').splitlines()[0]}", highlight=False)
         for name, field in control.model_fields.items():
             if name != "kind":
@@ -193,23 +212,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _load(model: str, device: str | None, dtype: str | None, offload: str) -> Any:
-    import diffusers
-    import transformers
-
-    from ..pipelines.loading import load
-    from .options import DTYPES
-
-    if dtype is not None and dtype not in DTYPES:
-        raise ControlError(f"--dtype {dtype} is unknown; choose {', '.join(DTYPES)}")
-    if offload not in ("none", "model", "sequential"):
-        raise ControlError(f"--offload {offload} is unknown; choose none, model or sequential")
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    with console.status(f"loading {model}"):
-        return load(model, device=device, dtype=DTYPES[dtype] if dtype else None, offload=offload)  # type: ignore[arg-type]
-
-
 def _generate(pipe: Any, recipe: Recipe, title: str) -> PictureSet:
     from ..pipelines.generate import generate
 
@@ -219,10 +221,9 @@ def _generate(pipe: Any, recipe: Recipe, title: str) -> PictureSet:
         return generate(pipe, recipe, step)
 
 
-def _make(recipe: Recipe, device: str | None, dtype: str | None, offload: str, folder: Path) -> PictureSet:
+def _make(pipe: Any, recipe: Recipe, folder: Path) -> PictureSet:
     from ..pipelines.generate import write_set
 
-    pipe = _load(recipe.model, device, dtype, offload)
     result = _generate(pipe, recipe, "pictures")
     write_set(result, folder)
     _say_written(folder, ("sheet.png", "recipe.json"))

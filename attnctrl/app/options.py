@@ -10,10 +10,10 @@ import torch
 
 from ..control import Control, Reference
 from ..errors import ControlError
-from ..processors import CONTROLS
+from ..processors import SHARING
 
 PLAIN = "plain"
-KINDS = {control.model_fields["kind"].default: control for control in CONTROLS}
+KINDS = {control.model_fields["kind"].default: control for control in SHARING}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -56,8 +56,8 @@ def generate(pipe: ControlledPipeline, recipe: Recipe, progress: Progress | None
     progress(done, total) is called after every solver step. Raises ControlError when the model cannot run it.
     """
     _check_arguments(pipe, recipe)
-    _check_size(pipe, recipe)
-    leads = any(not control.off and not control.references() for control in recipe.control)
+    check_size(pipe, recipe.height, recipe.width)
+    leads = any(control.leads for control in recipe.control)
     plan = batches(len(recipe.prompts), recipe.batch_size, leads)
     pictures: dict[int, Image.Image] = {}
     done = 0
@@ -178,10 +178,10 @@ def _check_arguments(pipe: ControlledPipeline, recipe: Recipe) -> None:
             raise ControlError(f"{name} has no {argument}; {INSTEAD.get(argument, 'leave it out of the recipe')}")
 
 
-def _check_size(pipe: ControlledPipeline, recipe: Recipe) -> None:
+def check_size(pipe: ControlledPipeline, height: int | None, width: int | None) -> None:
+    """Raise ControlError for a size that is no whole number of the model's tokens."""
     unit = pipe.vae_scale_factor * getattr(pipe, "patch_size", FLUX_PATCH)
-    for name in ("height", "width"):
-        value = getattr(recipe, name)
+    for name, value in (("height", height), ("width", width)):
         if value is not None and value % unit:
             near = max(unit, round(value / unit) * unit)
             raise ControlError(f"{name} {value} is no multiple of {unit} px, this model's token; {near} is the nearest")

@@ -93,7 +93,8 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
         filled = self._arguments(given, controls)
-        with attached(self, controls, images_per_prompt=filled.get("num_images_per_prompt") or 1):
+        images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
+        with attached(self, controls, images_per_prompt=images, guidance_scale=scale):
             return stock(self, **filled)
 
     added = inspect.signature(call, follow_wrapped=False).parameters["control"]

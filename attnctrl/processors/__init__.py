@@ -5,26 +5,44 @@ from typing import Annotated
 from pydantic import Field
 
 from .alignedgen import AlignedStyle
+from .apg import APG
 from .attaching import attached
+from .blockwise import SLG, TPG
 from .freecus import FreeCus, described
+from .nag import NAG
 from .naive import NaiveSharing
+from .perturbation import PAG, SEG, SoftPAG
 from .sharing import Falling, SharingControl
 from .stylealigned import StyleAligned
 
-CONTROLS = (AlignedStyle, StyleAligned, NaiveSharing, FreeCus)
+SHARING = (AlignedStyle, StyleAligned, NaiveSharing, FreeCus)
+GUIDANCE = (SoftPAG, PAG, SEG, SLG, TPG, NAG, APG)
+CONTROLS = (*SHARING, *GUIDANCE)
 """Every control that the command line or the app can name by its kind."""
 
-AnyControl = Annotated[AlignedStyle | StyleAligned | NaiveSharing | FreeCus, Field(discriminator="kind")]
+AnyControl = Annotated[
+    AlignedStyle | StyleAligned | NaiveSharing | FreeCus | SoftPAG | PAG | SEG | SLG | TPG | NAG | APG,
+    Field(discriminator="kind"),
+]
 """The same as a type, for recipes."""
 
 __all__ = [
+    "APG",
     "CONTROLS",
+    "GUIDANCE",
+    "NAG",
+    "PAG",
+    "SEG",
+    "SHARING",
+    "SLG",
+    "TPG",
     "AlignedStyle",
     "AnyControl",
     "Falling",
     "FreeCus",
     "NaiveSharing",
     "SharingControl",
+    "SoftPAG",
     "StyleAligned",
     "attached",
     "described",

@@ -9,7 +9,8 @@ from typing import Any
 from ..architecture import Architecture
 from ..control import Control
 from ..errors import ControlError
-from ..session import Session, SessionLock
+from ..clock import SessionLock
+from ..session import Session
 from .flux import FluxArchitecture
 from .sd3 import SD3Architecture
 
@@ -31,12 +32,18 @@ def architecture_of(pipe: Any) -> Architecture:
 
 @contextmanager
 def attached(
-    pipe: Any, control: Control | Sequence[Control] | None, *, images_per_prompt: int = 1, wait: bool = True
+    pipe: Any,
+    control: Control | Sequence[Control] | None,
+    *,
+    images_per_prompt: int = 1,
+    guidance_scale: float | None = None,
+    wait: bool = True,
 ) -> Iterator[Session | None]:
     """Attach controls to any diffusers FLUX or SD3 pipeline; on leaving, also by an exception, every processor is back.
 
     pipe: a diffusers pipeline; `control`: one control, several (composed by their order), or None for none.
     images_per_prompt: the pipeline's `num_images_per_prompt`, so that the j-th images of all prompts are a set.
+    guidance_scale: FLUX's `true_cfg_scale`, which a pipeline does not keep, for controls that replace its guidance.
     wait: wait for another thread's session on the same model, or raise ConflictError.
     Raises ControlError for an unknown model, a selection without sites, a call that cannot carry a control.
     """
@@ -48,12 +55,14 @@ def attached(
     lock = pipe.transformer.__dict__.setdefault("_attnctrl_lock", SessionLock())
     lock.acquire(wait)
     try:
-        session = Session(pipe, architecture, sorted(controls, key=lambda c: c.order), images_per_prompt)
+        session = Session(
+            pipe, architecture, sorted(controls, key=lambda c: c.order), images_per_prompt, guidance_scale
+        )
         try:
             session.install()
             yield session
         finally:
             session.remove()
-        session.warn_unused()
+        session.warn()
     finally:
         lock.release()

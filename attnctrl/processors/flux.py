@@ -192,14 +192,29 @@ class FluxArchitecture:
 
         Beside condition images or channels (Kontext, Fill, Control) the row has those of the first picture.
         """
-        hidden, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        hidden = arguments["hidden_states"]
         unit = pipe.vae_scale_factor * 2
         latent = encoded(pipe, reference, layout.grid[0] * unit, layout.grid[1] * unit)
         latent = pipe._pack_latents(latent, 1, latent.shape[1], latent.shape[2], latent.shape[3])
-        embeds, pooled, _ = pipe.encode_prompt(
-            prompt=[reference.caption], prompt_2=None, device=hidden.device, max_sequence_length=text.shape[1]
-        )
+        embeds, pooled = self.encoded_prompt(pipe, reference.caption, arguments)
         return row_of(pipe, reference, latent, hidden, latent.shape[1], embeds, pooled)
+
+    def encoded_prompt(self, pipe: Any, prompt: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        """By the pipeline's own encoders."""
+        device, length = arguments["hidden_states"].device, arguments["encoder_hidden_states"].shape[1]
+        embeds, pooled, _ = pipe.encode_prompt(
+            prompt=[prompt], prompt_2=None, device=device, max_sequence_length=length
+        )
+        return embeds, pooled
+
+    def blocks(self, transformer: Any) -> list[tuple[torch.nn.ModuleList, int]]:
+        """Double blocks, then single ones."""
+        holders = (transformer.transformer_blocks, transformer.single_transformer_blocks)
+        return [(holder, i) for holder in holders for i in range(len(holder))]
+
+    def guidance_scale(self, pipe: Any) -> float | None:
+        """None: FLUX pipelines do not keep their `true_cfg_scale`."""
+        return None
 
     def position_hooks(self, transformer: Any, run: Any) -> tuple[()]:
         """None: shared keys are rotated to their places."""

@@ -177,18 +177,32 @@ class SD3Architecture:
 
     def picture_row(self, pipe: Any, reference: Reference, arguments: Arguments, layout: TokenLayout) -> PictureRow:
         """Encode the picture at the size of this call, and its caption at this call's text length."""
-        hidden, text = arguments["hidden_states"], arguments["encoder_hidden_states"]
+        hidden = arguments["hidden_states"]
         height, width = (side * pipe.vae_scale_factor for side in hidden.shape[-2:])
         latent = encoded(pipe, reference, height, width)
+        embeds, pooled = self.encoded_prompt(pipe, reference.caption, arguments)
+        return row_of(pipe, reference, latent, hidden, layout.grid[0] * layout.grid[1], embeds, pooled)
+
+    def encoded_prompt(self, pipe: Any, prompt: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        """By the pipeline's own encoders."""
         embeds, _, pooled, _ = pipe.encode_prompt(
-            prompt=[reference.caption],
+            prompt=[prompt],
             prompt_2=None,
             prompt_3=None,
-            device=hidden.device,
+            device=arguments["hidden_states"].device,
             do_classifier_free_guidance=False,
-            max_sequence_length=text.shape[1] - pipe.tokenizer_max_length,
+            max_sequence_length=arguments["encoder_hidden_states"].shape[1] - pipe.tokenizer_max_length,
         )
-        return row_of(pipe, reference, latent, hidden, layout.grid[0] * layout.grid[1], embeds, pooled)
+        return embeds, pooled
+
+    def blocks(self, transformer: Any) -> list[tuple[torch.nn.ModuleList, int]]:
+        """The joint blocks."""
+        holder = transformer.transformer_blocks
+        return [(holder, i) for i in range(len(holder))]
+
+    def guidance_scale(self, pipe: Any) -> float | None:
+        """The pipeline's own, if it uses it."""
+        return float(pipe.guidance_scale) if getattr(pipe, "do_classifier_free_guidance", False) else None
 
     def position_hooks(self, transformer: Any, run: Any) -> tuple[Any, ...]:
         """One hook on the patch embedding, which moves the rows of `run.placed`."""

@@ -72,6 +72,11 @@ class SharingControl(Control):
         claims = {f"the image {name}" for name, used in on.items() if used}
         return frozenset(claims | ({"the text keys"} if self.text_scale != 1 else set()))
 
+    @property
+    def leads(self) -> bool:
+        """Without a picture to follow."""
+        return not self.off and not self.references()
+
     def references(self) -> Sequence[Reference]:
         """The pictures to follow, if any."""
         if self.reference is None or isinstance(self.reference, Reference):
@@ -126,9 +131,9 @@ class SharingControl(Control):
         return Feed(
             call.once(("rows", id(self), id(reference)), lambda: plan_rows(call, reference, self.share, copies)),
             tokens,
-            rotary if rotary is None or tokens is None else call.once(
-                ("rotary", self.shift, id(reference)), lambda: (rotary[0][tokens], rotary[1][tokens])
-            ),
+            rotary
+            if rotary is None or tokens is None
+            else call.once(("rotary", self.shift, id(reference)), lambda: (rotary[0][tokens], rotary[1][tokens])),
             self._key_scale(call),
             call.constant(math.log(strength), unless=0.0),
         )

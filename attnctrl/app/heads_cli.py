@@ -1,0 +1,275 @@
+"""`attnctrl heads`: search heads for an objective, check a set on held-out prompts, draw the atlas, list presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..errors import ControlError
+from .models import load_model
+
+if TYPE_CHECKING:
+    from ..evals.search import Round, SearchConfig
+    from ..pipelines.mixin import ControlledPipeline
+
+console = Console()
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+Model = Annotated[str, typer.Option(help="An embedded model, a diffusers folder or a hub id.")]
+Objectives = Annotated[list[str], typer.Option("--objective", help="What to gain: color:blue, contrast, quality ...")]
+Prompts = Annotated[Path, typer.Option(help="Prompts, one a line.")]
+Seeds = Annotated[str, typer.Option(help="Seeds: 0-4 or 0,3,7.")]
+Strength = Annotated[float, typer.Option(help="w, the weight of (plain - perturbed).")]
+Degree = Annotated[float, typer.Option("--u", help="How far attention is perturbed: 0 off, 1 wholly.")]
+Steps = Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")]
+Size = Annotated[str | None, typer.Option(help="Pixels: 64 or 80x48 (width x height).")]
+Batch = Annotated[int, typer.Option(help="Pictures computed together.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
+Threads = Annotated[int, typer.Option(help="CPU threads a process; part of the run, floating point depends on it.")]
+
+
+@app.command()
+def search(
+    objective: Objectives,
+    prompts: Prompts,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")],
+    model: Model = "tiny-sd3",
+    seeds: Seeds = "0",
+    rounds: Annotated[int, typer.Option(help="Rounds; each adds top-k heads.")] = 5,
+    top_k: Annotated[int, typer.Option(help="Heads that a round adds.")] = 3,
+    blocks: Annotated[str, typer.Option(help="Blocks whose heads are tried.")] = "all",
+    strength: Strength = 3.0,
+    u: Degree = 1.0,
+    cfg: Annotated[bool, typer.Option(help="Search with the model's own guidance; the paper's is off.")] = False,
+    halving: Annotated[bool, typer.Option(help="Drop the worse half of the candidates on few pictures first.")] = False,
+    steps: Steps = None,
+    size: Size = None,
+    batch_size: Batch = 16,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Find the heads whose perturbation gains most of an objective (HeadHunter); several objectives share a round."""
+    from ..evals.objectives import Models
+    from ..evals.objectives import objective as named
+    from ..evals.search import Search, SearchConfig
+    from ..where import Where
+
+    config = SearchConfig(
+        model=model, objectives=tuple(objective), prompts=_lines(prompts), seeds=_numbers(seeds), rounds=rounds,
+        top_k=top_k, where=Where(blocks=blocks), strength=strength, u=u, cfg=cfg, halving=halving,
+        num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
+    )  # fmt: skip
+    shared = Models(device)
+    objectives = {text: named(text, device, shared) for text in objective}
+    pipe = load_model(model, device)
+    hunt = Search(pipe, config, objectives, out)
+    if hunt.state.is_main_process:
+        _say_budget(hunt.expected(), hunt.measure(), len(hunt.ledger.done), hunt.state.num_processes)
+    with _bar("pictures") as step:
+        found = hunt.run(step)
+    if hunt.state.is_main_process:
+        _write(pipe, hunt.config, found, hunt.ledger, len(hunt.heads))
+
+
+@app.command()
+def check(
+    preset: Annotated[str, typer.Argument(help="A shipped preset's name, a preset's JSON, or heads: L1H0,L2H3.")],
+    objective: Annotated[str, typer.Option(help="What to measure; None: the one that a searched preset names.")],
+    prompts: Prompts,
+    model: Model = "tiny-sd3",
+    seeds: Seeds = "100-103",
+    strength: Annotated[float | None, typer.Option(help="w; None: the preset's.")] = None,
+    u: Annotated[float | None, typer.Option(help="u; None: the preset's.")] = None,
+    cfg: Annotated[bool, typer.Option(help="With the model's own guidance.")] = True,
+    random_sets: Annotated[int, typer.Option(help="Random sets of as many heads, for comparison.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Write the preset with its measured effect there, a JSON.")] = None,
+    steps: Steps = None,
+    size: Size = None,
+    batch_size: Batch = 16,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Measure what heads do to pictures that no search has seen, with an interval and beside random heads."""
+    import torch
+
+    from ..evals.check import effect
+    from ..evals.objectives import objective as named
+    from ..evals.pictures import Drawing, pool
+    from ..pipelines.presets import write_preset
+    from ..where import Where
+
+    torch.set_num_threads(threads)
+    pipe = load_model(model, device)
+    given = preset_of(preset, model, pipe, strength, u)
+    measure, pairs = named(objective, device), [(p, s) for s in _numbers(seeds) for p in _lines(prompts)]
+    sizes = _size(size)
+    drawing = Drawing(given.strength, given.u, cfg, batch_size, steps, sizes.get("height"), sizes.get("width"))
+    with _bar("sets of heads") as step:
+        found = effect(
+            pipe, given.heads, measure, pairs, drawing, pool(pipe, Where()), random_sets,
+            progress=lambda done, total: step(done, total, 0.0),
+        )  # fmt: skip
+    low, high = found.difference[1:]
+    console.print(f"{objective}: plain {found.plain:.4g}, guided {found.guided:.4g} on {found.pictures} pictures")
+    console.print(f"difference {found.difference[0]:.4g} [{low:.4g}, {high:.4g}]", highlight=False)
+    if found.random_heads:
+        mean, low, high = found.random_heads
+        console.print(f"random heads: {mean:.4g} [{low:.4g}, {high:.4g}] over {random_sets} sets", highlight=False)
+    if out:
+        console.print(str(write_preset(given.model_copy(update={"effect": found, "status": "measured"}), out)))
+
+
+@app.command()
+def atlas(
+    objective: Objectives,
+    prompt: Annotated[str, typer.Option(help="What every picture shows.")],
+    out: Annotated[Path, typer.Option(help="Folder of the atlas; the same command goes on with it.")],
+    model: Model = "tiny-sd3",
+    seed: Annotated[int, typer.Option(help="The seed of every picture's noise.")] = 0,
+    blocks: Annotated[str, typer.Option(help="Blocks whose heads are drawn.")] = "all",
+    strength: Strength = 3.0,
+    u: Degree = 1.0,
+    cfg: Annotated[bool, typer.Option(help="With the model's own guidance.")] = False,
+    steps: Steps = None,
+    size: Size = None,
+    batch_size: Batch = 16,
+    device: Device = None,
+    threads: Threads = 1,
+) -> None:
+    """Draw what every single head does to one picture: heat maps, and a page with all pictures (atlas.html)."""
+    from ..evals.atlas import AtlasConfig, AtlasRun
+    from ..evals.atlas_page import write_atlas
+    from ..evals.objectives import objective as named
+    from ..where import Where
+
+    names = tuple(dict.fromkeys(objective))
+    config = AtlasConfig(
+        model=model, objectives=names, prompt=prompt, seed=seed, where=Where(blocks=blocks), strength=strength, u=u,
+        cfg=cfg, num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
+    )  # fmt: skip
+    objectives = {text: named(text, device) for text in names}
+    run = AtlasRun(load_model(model, device), config, objectives, out)
+    if run.state.is_main_process:
+        begun = f"; {len(run.ledger.done)} batches are done already" if run.ledger.done else ""
+        console.print(f"{len(run.heads)} heads, {run.expected} pictures{begun}", highlight=False)
+    with _bar("pictures") as step:
+        found = run.run(step)
+    if run.state.is_main_process:
+        for path in write_atlas(found, run.ledger):
+            console.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets that come with the package."""
+    from ..pipelines.presets import read_preset, shipped
+
+    for name in shipped():
+        one = read_preset(name)
+        console.print(f"[bold]{name}[/]  {one.model}: {one.heads}, u {one.u:g}, w {one.strength:g}; {one.status}")
+
+
+def preset_of(text: str, model: str, pipe: Any, strength: float | None, u: float | None) -> Any:
+    """A preset by name or file, checked against the model, or one made of heads that are written out."""
+    from ..pipelines.presets import HeadPreset, described, read_preset
+    from ..where import listed_heads
+
+    listed = listed_heads(text)
+    if listed:
+        given = HeadPreset(name="own", heads=text, source="command line", status="unmeasured", **described(pipe, model))
+    else:
+        given = read_preset(text)
+        given.check(pipe)
+    update = {"strength": strength, "u": u}
+    return HeadPreset.model_validate({**given.model_dump(), **{k: v for k, v in update.items() if v is not None}})
+
+
+def _write(pipe: ControlledPipeline, config: SearchConfig, found: dict[str, list[Round]], ledger: Any, pool: int) -> None:
+    import json
+
+    from ..evals.pictures import text_of
+    from ..evals.search import as_json
+    from ..pipelines.presets import HeadPreset, described, write_preset
+
+    ledger.write("rounds.json", json.dumps(as_json(found), indent=1) + "\n")
+    for name, rounds in found.items():
+        heads = text_of(rounds[-1].chosen)
+        source = f"HeadHunter, {config.rounds} rounds of {config.top_k} of {pool} heads, {len(config.pairs)} pictures a set"
+        preset = HeadPreset(
+            name=slug(name), heads=heads, u=config.u, strength=config.strength, source=f"{source}, for {name}",
+            status="searched, not yet checked", **described(pipe, config.model),
+        )  # fmt: skip
+        path = write_preset(preset, ledger.folder / "presets" / f"{slug(name)}.json")
+        console.print(f"{name}: {heads} -> {path}", highlight=False, soft_wrap=True)
+
+
+def slug(name: str) -> str:
+    """A file name for an objective."""
+    kept = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return "-".join(part for part in kept.split("-") if part)
+
+
+def _say_budget(pictures: int, seconds: float, begun: int, processes: int) -> None:
+    text = f"up to {pictures} pictures at {seconds:.2g} s, about {_time(pictures * seconds / processes)}"
+    console.print(f"{text}; {begun} batches are done already" if begun else text, highlight=False)
+
+
+def _time(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+
+
+class _bar:
+    """A progress bar whose remaining time is told to it."""
+
+    def __init__(self, title: str) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+        self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console)
+        self.title = title
+
+    def __enter__(self) -> Callable[[int, int, float], None]:
+        self.bar.__enter__()
+        task = self.bar.add_task(self.title, total=None, left="")
+
+        def step(done: int, total: int, left: float) -> None:
+            self.bar.update(task, completed=done, total=total, left=f"{_time(left)} left" if left else "")
+
+        return step
+
+    def __exit__(self, *fault: Any) -> None:
+        self.bar.__exit__(*fault)
+
+
+def _size(text: str | None) -> dict[str, int]:
+    from .options import size_of
+
+    return size_of(text)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = getattr(fault, "strerror", None) or "it is no text file"
+        raise ControlError(f"cannot read the prompts {path}: {reason}") from None
+    found = tuple(line for line in lines if line and not line.startswith("#"))
+    if not found:
+        raise ControlError(f"{path} holds no prompt; write one a line")
+    return found
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.strip().partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise ControlError(f"--seeds {text}: write 0-4 or 0,3,7") from None
+    if not numbers:
+        raise ControlError(f"--seeds {text}: the range runs backwards; write 0-4 or 0,3,7")
+    return tuple(numbers)

@@ -1,0 +1,87 @@
+"""A run's folder: its configuration, and results appended by every process, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..errors import ControlError
+
+CONFIG = "config.json"
+
+
+class Ledger:
+    """`results-RANK.jsonl` files in a folder: one line a finished batch, {"id": ..., "rows": [...]}.
+
+    A line is written whole and synced; a torn last line, of a killed process, is forgotten. Raises ControlError for a
+    folder of another run and for a damaged line, named by file and number.
+    """
+
+    def __init__(self, folder: Path, config: BaseModel, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
+        self.done: dict[str, list[dict[str, Any]]] = {}
+        text = config.model_dump_json(indent=2) + "\n"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise ControlError(f"cannot write to {folder}: {fault.strerror}") from None
+        own = folder / CONFIG
+        if not own.exists():
+            if any(folder.iterdir()) and rank == 0:
+                raise ControlError(f"{folder} holds other files; give a new folder, or one that this command began")
+            _write(own, text)
+        elif json.loads(own.read_text(encoding="utf-8")) != json.loads(text):
+            named = ", ".join(_differing(json.loads(own.read_text(encoding="utf-8")), json.loads(text)))
+            raise ControlError(f"{folder} was begun with another {named}; give a new --out, or the same settings")
+        self.read()
+
+    def read(self) -> None:
+        """Take in what all processes have finished."""
+        self.done = {}
+        for path in sorted(self.folder.glob("results-*.jsonl")):
+            for entry in _entries(path):
+                self.done[entry["id"]] = entry["rows"]
+
+    def append(self, identity: str, rows: list[dict[str, Any]]) -> None:
+        """Add one finished batch, on disk when this returns."""
+        path = self.folder / f"results-{self.rank}.jsonl"
+        _mend(path)
+        with path.open("ab") as file:
+            file.write(json.dumps({"id": identity, "rows": rows}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[identity] = rows
+
+    def write(self, name: str, text: str) -> Path:
+        """A file of the run, all or nothing."""
+        return _write(self.folder / name, text)
+
+
+def _write(path: Path, text: str) -> Path:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    return draft.replace(path)
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            raise ControlError(f"{path}, line {number} is damaged; delete that line to compute it again") from None
+
+
+def _mend(path: Path) -> None:
+    """Cut a torn last line off."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [name for name in new if old.get(name) != new[name]] or ["version of its settings"]

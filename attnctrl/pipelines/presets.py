@@ -1,0 +1,130 @@
+"""Head presets: sets of heads with what they were found for, by whom, and with which measured effect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ControlError
+from ..processors import SoftPAG
+from ..processors.attaching import architecture_of
+from ..where import Where
+from .recipe import explain
+
+SHIPPED = Path(__file__).parent / "presets"
+_SAMPLE = 64
+
+
+class Effect(BaseModel):
+    """A measured effect on held-out prompts: means with 95% intervals (mean, low, high), paired over pictures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    objective: str
+    pictures: int
+    plain: float
+    guided: float
+    difference: tuple[float, float, float]
+    random_heads: tuple[float, float, float] | None = None
+    """The mean difference of random sets of as many heads, interval over sets."""
+
+
+class HeadPreset(BaseModel):
+    """Heads of one model, their u and w, where they come from, and what they do there.
+
+    `architecture`, `blocks` and `heads_a_block` must fit the model; `weights` is a digest of its values, None for presets
+    that were published for a named model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: int = Field(1, ge=1, le=1)
+    name: str
+    model: str
+    architecture: str
+    blocks: int
+    heads_a_block: int
+    weights: str | None = None
+    heads: str
+    u: float = Field(0.5, ge=0.0, le=1.0)
+    strength: float = Field(3.0, ge=0.0)
+    source: str
+    status: str
+    effect: Effect | None = None
+
+    def control(self, strength: float | None = None, u: float | None = None) -> SoftPAG:
+        """The guidance by these heads, with another w or u if given."""
+        return SoftPAG(
+            where=Where(heads=self.heads),
+            strength=self.strength if strength is None else strength,
+            u=self.u if u is None else u,
+        )
+
+    def check(self, pipe: Any) -> None:
+        """Raise ControlError when the preset is for another model."""
+        one = described(pipe, self.model)
+        for part in ("architecture", "blocks", "heads_a_block"):
+            if getattr(self, part) != one[part]:
+                wanted, has = getattr(self, part), one[part]
+                text = f"the preset {self.name!r} is for {self.model} ({part} {wanted}); this model has {has}"
+                raise ControlError(f"{text}; search its heads with `attnctrl heads search`")
+        if self.weights is not None and self.weights != one["weights"]:
+            raise ControlError(
+                f"the preset {self.name!r} was found on {self.model}, and this model has other weights; "
+                "use its heads by name, or search this model's"
+            )
+
+
+def described(pipe: Any, model: str) -> dict[str, Any]:
+    """What a preset says of its model: architecture, blocks, heads a block, digest of the weights."""
+    sites = architecture_of(pipe).sites(pipe.transformer)
+    return {
+        "model": model,
+        "architecture": architecture_of(pipe).name,
+        "blocks": sites[-1].index + 1,
+        "heads_a_block": sites[0].heads,
+        "weights": weights_digest(pipe.transformer),
+    }
+
+
+def weights_digest(transformer: torch.nn.Module) -> str:
+    """16 hex digits of every tensor's name, shape and first and last 64 values; quick on 12 billion of them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(transformer.state_dict().items()):
+        flat = value.detach().flatten()
+        ends = torch.cat([flat[:_SAMPLE], flat[-_SAMPLE:]]).to("cpu", torch.float32)
+        digest.update(f"{name} {tuple(value.shape)}".encode() + ends.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_preset(name: str | Path) -> HeadPreset:
+    """A shipped preset by name (`flux-golden-hour`), or one from a JSON file; ControlError says what is wrong."""
+    path = Path(name)
+    if path.suffix != ".json":
+        path = SHIPPED / f"{name}.json"
+        if not path.exists():
+            raise ControlError(f"there is no preset {str(name)!r}; shipped are {', '.join(shipped())}")
+    try:
+        return HeadPreset.model_validate_json(path.read_text())
+    except ValidationError as fault:
+        raise ControlError(f"{path}: {explain(fault)}") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ControlError(f"cannot read the preset {path}: {getattr(fault, 'strerror', 'no text file')}") from None
+
+
+def shipped() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
+def write_preset(preset: HeadPreset, path: Path) -> Path:
+    """Write a preset as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(preset.model_dump(exclude_none=True), indent=2) + "\n")
+    return path
+

@@ -1,0 +1,53 @@
+"""APG: classifier-free guidance without its oversaturating part (arXiv 2410.02416)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from ..control import Call
+from ..errors import ControlError
+from ..guide import Combiner
+from ..statistics import widened
+
+
+class APG(Combiner):
+    """Adaptive projected guidance: the guidance's part along the prediction is scaled by eta, its norm bounded.
+
+    With denoised predictions D = x - sigma v and d = D_cond - D_uncond (+ `momentum` times the last d), d is clipped to
+    `norm_threshold` and split along D_cond: D = D_cond + (g - 1) (d_orthogonal + eta d_parallel). g is the pipeline's
+    own scale. `strength` mixes it with plain guidance; 0 is off.
+    """
+
+    kind: Literal["apg"] = "apg"
+    strength: float = Field(1.0, ge=0.0, le=1.0)
+    eta: float = Field(0.0, allow_inf_nan=False)
+    momentum: float = Field(-0.5, allow_inf_nan=False)
+    norm_threshold: float = Field(15.0, ge=0.0)
+
+    def check(self, call: Call) -> None:
+        """Raise ControlError where there is no guidance to replace."""
+        if not call.rotary and len(call.groups) == 1 and call.step.call == 0:
+            raise ControlError("apg replaces classifier-free guidance, and it is off; give a guidance_scale over 1")
+
+    def combine(self, call: Call, cond: Tensor, uncond: Tensor, latents: Tensor, scale: float) -> Tensor:
+        """The guided velocity, computed in float32."""
+        sigma, dims = widened(call.step.sigma.to(cond.device)), tuple(range(1, cond.ndim))
+        x, c, u = widened(latents), widened(cond), widened(uncond)
+        denoised = x - sigma * c
+        gap = sigma * (u - c)
+        if self.momentum:
+            gap = gap + self.momentum * call.memory.get(("apg", id(self)), 0.0)
+            call.memory[("apg", id(self))] = gap
+        if self.norm_threshold:
+            size = vector_norm(gap, dim=dims, keepdim=True)
+            gap = gap * (self.norm_threshold / size.clamp(min=1e-12)).clamp(max=1.0)
+        along = denoised / vector_norm(denoised, dim=dims, keepdim=True).clamp(min=1e-12)
+        parallel = (gap * along).sum(dims, keepdim=True) * along
+        wanted = denoised + (scale - 1) * (gap - parallel + self.eta * parallel)
+        guided = (x - wanted) / sigma.clamp(min=1e-6)
+        plain = u + scale * (c - u)
+        return (plain + self.strength * (guided - plain)).to(cond.dtype)

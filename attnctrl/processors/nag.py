@@ -1,0 +1,90 @@
+"""NAG: a negative prompt within attention, also for guidance-distilled models (arXiv 2505.21179)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from ..control import Attended, Call, Control, Effect, Opposed
+from ..statistics import widened
+
+ALPHA = {True: 0.25, False: 0.125}
+"""The published alpha: FLUX, whose positions are rotations, and SD3."""
+
+
+class NAG(Control):
+    """Normalised attention guidance: image tokens are pushed away from what a negative prompt makes of them.
+
+    Z~ = phi Z+ - (phi - 1) Z-; r = |Z~| / |Z+| a token over all heads; Z^ = Z~ min(r, tau) / r; the result is
+    alpha Z^ + (1 - alpha) Z+, for the picture's row and for a second row with the negative prompt, whose text goes its
+    own way. `strength` multiplies alpha, 0 is off. `norm`: 1 as in the paper; 2 as in the released FLUX code. The batch doubles.
+    """
+
+    kind: Literal["nag"] = "nag"
+    negative_prompt: str = ""
+    scale: float = Field(5.0, ge=1.0, allow_inf_nan=False)
+    tau: float = Field(2.5, gt=0.0)
+    alpha: float | None = Field(None, ge=0.0, le=1.0)
+    norm: Literal[1, 2] = 1
+
+    order: ClassVar[int] = 30
+    claims: ClassVar[frozenset[str]] = frozenset({"the negative prompt within attention"})
+
+    @model_validator(mode="after")
+    def _every_head(self) -> NAG:
+        if self.where.heads != "all":
+            raise ValueError("nag measures tokens over all heads; heads cannot be chosen")
+        return self
+
+    def opposed(self, pictures: int) -> Sequence[Opposed]:
+        """A row for each picture."""
+        return tuple(Opposed(i, self.negative_prompt) for i in range(pictures))
+
+    def plan(self, call: Call) -> Effect:
+        """The pictures' rows and their opposed ones, in the half that carries the prompts."""
+        if not any(call.conditional):
+            return Effect()
+        start, stop = call.groups[call.conditional.index(True)]
+        pictures = range(stop - start - len(call.added))
+        rows = [
+            [start + len(call.added) + i for i in pictures],
+            [start + call.row_of(Opposed(i, self.negative_prompt)) for i in pictures],
+        ]
+        positive, negative = call.once(("rows", id(self)), lambda: torch.tensor(rows, device=call.device))
+        alpha = min(1.0, self.strength * (ALPHA[call.rotary] if self.alpha is None else self.alpha))
+        return NagEffect(positive, negative, self.scale, self.tau, alpha, self.norm)
+
+
+@dataclass(frozen=True)
+class NagEffect(Effect):
+    """The guided image tokens in rows `positive` [n] and `negative` [n]."""
+
+    positive: Tensor
+    negative: Tensor
+    scale: float
+    tau: float
+    alpha: float
+    norm: int
+
+    def output(self, at: Attended) -> Tensor:
+        """Both rows' image part guided."""
+        out = at.out()
+        image = at.layout.image_of(out)
+        guided = self._guided(image[self.positive], image[self.negative])
+        image = image.index_copy(0, self.positive, guided).index_copy(0, self.negative, guided)
+        start, stop = at.layout.image
+        return torch.cat([out[:, :start], image, out[:, stop:]], dim=1)
+
+    def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
+        z, against = widened(positive), widened(negative)
+        pushed = self.scale * z - (self.scale - 1) * against
+        length = [vector_norm(x.flatten(2), ord=self.norm, dim=-1)[..., None, None] for x in (pushed, z)]
+        ratio = length[0] / (length[1] + 1e-7)
+        pushed = pushed * ratio.clamp(max=self.tau) / (ratio + 1e-7)
+        return (self.alpha * pushed + (1 - self.alpha) * z).to(positive.dtype)

@@ -1,0 +1,215 @@
+"""Perturbations of attention by head: SoftPAG, PAG and SEG (arXiv 2506.10978, 2403.17377, 2408.00760)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from ..attention import attend_with_lse
+from ..control import Attended, Call, Effect
+from ..errors import ControlError
+from ..guide import Guide
+from ..layout import Site, TokenLayout
+from ..statistics import widened
+from ..where import Where, listed_heads
+
+Target = Literal["identity", "uniform", "query-mean", "self-text"]
+Degree = float | tuple[float, ...]
+
+
+class Perturbation(Guide):
+    """What the perturbations of attention are made of: lerp(attention, worse attention, u) for the chosen heads.
+
+    u: how far, in [0, 1]: one number, or one for each head as `where.heads` lists them ("L14H7, L14H17"). 0 is off.
+    rows: `all` tokens of the joint sequence get the worse attention, or those of the `image` alone.
+    """
+
+    u: Degree = 1.0
+    rows: Literal["all", "image"] = "all"
+    row_heads: tuple[str, ...] | None = None
+    """Heads by picture of the batch, for searches that try many sets at once: all of them lie within `where`."""
+
+    @field_validator("u", mode="after")
+    @classmethod
+    def _within(cls, value: Degree) -> Degree:
+        if not all(0 <= one <= 1 for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError("u lies between 0 (off) and 1 (wholly perturbed)")
+        return value
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> Perturbation:
+        if isinstance(self.u, tuple) and len(self.u) != len(listed_heads(self.where.heads)):
+            count = len(listed_heads(self.where.heads))
+            raise ValueError(f"u has {len(self.u)} numbers for {count} listed heads; write heads as L14H7, L14H17")
+        return self
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is perturbed, or nothing of it used."""
+        return super().off or self.u == 0 or (isinstance(self.u, tuple) and not any(self.u))
+
+    def gate(self, site: Site, heads: tuple[int, ...] | None, device: torch.device) -> Tensor | None:
+        """u by head [H], or by picture and head [B, H]; None for 1 everywhere."""
+        if self.row_heads is not None:
+            return torch.stack([self._degrees(site, listed_heads(text)) for text in self.row_heads]).to(device)
+        if isinstance(self.u, tuple):
+            return self._degrees(site, listed_heads(self.where.heads)).to(device)
+        gate = super().gate(site, heads, device)
+        return gate if self.u == 1.0 else self.u * (torch.ones(site.heads, device=device) if gate is None else gate)
+
+    def check(self, call: Call) -> None:
+        """Raise ControlError where `row_heads` has not one set of heads for each picture."""
+        pictures = call.groups[0][1] - len(call.added)
+        if self.row_heads is not None and len(self.row_heads) != pictures:
+            raise ControlError(f"row_heads lists {len(self.row_heads)} sets of heads for {pictures} pictures")
+
+    def _degrees(self, site: Site, listed: list[tuple[int | None, int]]) -> Tensor:
+        degrees = torch.zeros(site.heads)
+        for i, (block, head) in enumerate(listed):
+            if block in (None, site.index):
+                if head >= site.heads:
+                    raise ControlError(f"row_heads: H{head}; block {site.index} has heads 0-{site.heads - 1}")
+                degrees[head] = self.u[i] if isinstance(self.u, tuple) else self.u
+        return degrees
+
+
+@dataclass(frozen=True)
+class PerturbingEffect(Effect):
+    """lerp(out, worse, u) on the chosen rows; `worse` is one of the targets, or a blurred query."""
+
+    target: Target | Literal["blurred"]
+    image_only: bool
+    kernel: tuple[Tensor, Tensor] | None = None
+
+    def output(self, at: Attended) -> Tensor:
+        """The perturbed result [B, S, H, D]; attention itself is left out where nothing of it remains."""
+        worse = self._worse(at)
+        start, stop = at.layout.image if self.image_only else (0, worse.shape[1])
+        whole = stop - start == worse.shape[1]
+        if at.gate is None and whole:
+            return worse
+        out = at.out()
+        amount = torch.ones((), device=out.device) if at.gate is None else _by_row(at.gate, out)
+        part = out[:, start:stop]
+        mixed = torch.lerp(widened(part), widened(worse[:, start:stop]), amount.to(widened(part).dtype)).to(out.dtype)
+        return mixed if whole else torch.cat([out[:, :start], mixed, out[:, stop:]], dim=1)
+
+    def _worse(self, at: Attended) -> Tensor:
+        if self.target == "identity":
+            return at.v
+        if self.target == "uniform":
+            return widened(at.v).mean(1, keepdim=True).to(at.v.dtype).expand_as(at.v)
+        if self.target == "query-mean":
+            queries = at.layout.image_of(at.q) if self.image_only else at.q
+            mean = widened(queries).mean(1, keepdim=True).to(at.q.dtype)
+            return at.attend(mean).expand_as(at.v)
+        if self.target == "self-text":
+            return self_and_text(at)
+        return at.attend(_with_image(at.q, blurred(at.layout.image_of(at.q), at.layout.grid, self.kernel), at.layout))
+
+
+def self_and_text(at: Attended) -> Tensor:
+    """Image rows attend to themselves and the text, text rows as usual (diffusers' PAG for SD3) -> [B, S, H, D].
+
+    p = sigmoid(q_i.k_i / sqrt d - lse_text), out = p v_i + (1 - p) attention(q_i, K_text, V_text), without a mask.
+    """
+    start, stop = at.layout.image
+    q, k, v = (x[:, start:stop] for x in (at.q, at.k, at.v))
+    texts = [torch.cat([x[:, :start], x[:, stop:]], dim=1) for x in (at.k, at.v)]
+    if texts[0].shape[1] == 0:
+        return _with_image(at.out(), v, at.layout)
+    read, lse = attend_with_lse(q, *texts)
+    own = (q.to(lse.dtype) * k.to(lse.dtype)).sum(-1) / math.sqrt(q.shape[-1])
+    share = torch.sigmoid(own - lse.transpose(1, 2)).unsqueeze(-1)
+    return _with_image(at.out(), torch.lerp(read.to(lse.dtype), v.to(lse.dtype), share).to(v.dtype), at.layout)
+
+
+def gaussian(sigma: float, side: int) -> Tensor:
+    """A normalised kernel of ceil(6 sigma) taps made odd, at most 2 side - 1, which a reflected row can bear."""
+    taps = min(math.ceil(6 * sigma) | 1, 2 * side - 1)
+    x = torch.arange(taps) - taps // 2
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    return kernel / kernel.sum()
+
+
+def blurred(image: Tensor, grid: tuple[int, int], kernel: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Queries [B, rows * columns, H, D] blurred over their grid by a kernel an axis; None means their mean."""
+    if kernel is None:
+        return widened(image).mean(1, keepdim=True).to(image.dtype).expand_as(image)
+    x = widened(image).unflatten(1, grid).permute(0, 3, 4, 1, 2).flatten(0, 2).unsqueeze(1)
+    down, across = (taps.to(x) for taps in kernel)
+    x = pad(x, (len(across) // 2,) * 2 + (len(down) // 2,) * 2, mode="reflect")
+    x = conv2d(conv2d(x, down.view(1, 1, -1, 1)), across.view(1, 1, 1, -1))
+    batch, _, heads, width = image.shape
+    return x.view(batch, heads, width, -1).permute(0, 3, 1, 2).to(image.dtype)
+
+
+def _with_image(x: Tensor, image: Tensor, layout: TokenLayout) -> Tensor:
+    start, stop = layout.image
+    return torch.cat([x[:, :start], image, x[:, stop:]], dim=1)
+
+
+def _by_row(degree: Tensor, out: Tensor) -> Tensor:
+    """[H] or [B, H] to fit [B, S, H, D]; added rows at the front of a batch follow its first picture."""
+    if degree.ndim == 1:
+        return degree.reshape(1, 1, -1, 1)
+    extra = len(out) - len(degree)
+    return torch.cat([degree[:1].expand(extra, -1), degree])[:, None, :, None]
+
+
+class SoftPAG(Perturbation):
+    """SoftPAG: chosen heads attend, by a degree u, only to themselves, and the picture is pushed away from that.
+
+    A_soft = (1 - u) A + u I over the joint map, so that a head's output is lerp(attention, V, u) (arXiv 2506.10978).
+    `target`: `identity`, `uniform` (the mean of V), `query-mean` (the attention of the mean query) or `self-text`.
+    """
+
+    kind: Literal["softpag"] = "softpag"
+    u: Degree = 0.5
+    target: Target = "identity"
+
+    def plan(self, call: Call) -> Effect:
+        """The same at every step."""
+        return PerturbingEffect(self.target, self.rows == "image" or self.target == "self-text")
+
+
+class PAG(Perturbation):
+    """Perturbed-attention guidance: chosen blocks attend only to themselves (arXiv 2403.17377).
+
+    `rule`: `joint`, every token of the joint sequence sees itself (HeadHunter's); `self-text`, image tokens see themselves
+    and the text (diffusers' rule for SD3). No blocks are published for FLUX and SD3: a middle third by default.
+    """
+
+    kind: Literal["pag"] = "pag"
+    where: Where = Where(blocks="middle")
+    rule: Literal["joint", "self-text"] = "joint"
+
+    def plan(self, call: Call) -> Effect:
+        """The same at every step."""
+        return PerturbingEffect("identity" if self.rule == "joint" else "self-text", self.rule != "joint")
+
+
+class SEG(Perturbation):
+    """Smoothed-energy guidance: image queries are blurred over their grid (arXiv 2408.00760).
+
+    `sigma` in tokens; beyond 9999 the query is the mean of the image's. The query is the one that enters the softmax.
+    """
+
+    kind: Literal["seg"] = "seg"
+    where: Where = Where(blocks="middle")
+    sigma: float = Field(10000.0, gt=0.0)
+    rows: Literal["all", "image"] = "image"
+
+    def plan(self, call: Call) -> Effect:
+        """The kernel for this grid."""
+        kernel = None
+        if self.sigma <= 9999:
+            rows, columns = call.layout.grid
+            kernel = gaussian(self.sigma, rows), gaussian(self.sigma, columns)
+        return PerturbingEffect("blurred", True, kernel)
