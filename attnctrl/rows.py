@@ -67,16 +67,13 @@ class CopyRow:
 
 @dataclass(frozen=True)
 class OpposedRow(CopyRow):
-    """A copy of row `member` with other text: `text`, `pooled` [1, ...]."""
+    """A copy of row `member` that reads other `text` [1, S_text, C]; its pooled text, which modulates images, stays."""
 
     text: Tensor
-    pooled: Tensor
 
     def put(self, name: str, half: Tensor, sigma: Tensor, conditional: bool) -> Tensor:
         """Its row of one batched argument."""
-        if name in TEXTS:
-            return self.text if name == TEXTS[0] else self.pooled
-        return super().put(name, half, sigma, conditional)
+        return self.text if name == TEXTS[0] else super().put(name, half, sigma, conditional)
 
 
 AddedRow = PictureRow | CopyRow

@@ -227,8 +227,8 @@ class Session:
         make, said = self.architecture.picture_row, self.architecture.encoded_prompt
         self._rows = [make(self.pipe, picture, arguments, layout) for picture in pictures.values()]
         self._rows += [CopyRow(one.of) for one in self._moved if one.copy and isinstance(one.of, int)]
-        texts = {one.prompt: said(self.pipe, one.prompt, arguments) for one in against}
-        self._rows += [OpposedRow(one.of, *texts[one.prompt]) for one in against]
+        texts = {one.prompt: said(self.pipe, one.prompt, arguments)[0] for one in against}
+        self._rows += [OpposedRow(one.of, texts[one.prompt]) for one in against]
         self._memory = {}
 
     def _places(self, call: Call) -> tuple[tuple[int, tuple[int, int]], ...]:

@@ -33,6 +33,15 @@ def blocks_of(pipe: Any) -> list[nn.Module]:
     return [*transformer.transformer_blocks, *getattr(transformer, "single_transformer_blocks", ())]
 
 
+def parts_of(pipe: Any) -> list[Any]:
+    """What a session may exchange."""
+    return [*blocks_of(pipe), *pipe.transformer.attn_processors.values()]
+
+
+def same(parts: list[Any], others: list[Any]) -> bool:
+    return all(a is b for a, b in zip(parts, others, strict=True))
+
+
 def guide_from(block: int, kind: type[Guide]) -> Guide:
     """A guide whose lowest block is `block`, with the one after it."""
     if kind is SoftPAG:
@@ -88,7 +97,7 @@ def test_off_twice_broken_and_after(control, model, latents_of):
     pipe = MODELS[model]()
     scale = {"guidance_scale": 2.0 if isinstance(control, Combiner) else 1.0} if model == "SD3" else {}
     options = {"n": 2, "steps": 2, "cfg": 2.0 if isinstance(control, Combiner) and model == "FLUX" else 1.0, **scale}
-    before = [*blocks_of(pipe), *pipe.transformer.attn_processors.values()]
+    before, blocks = parts_of(pipe), blocks_of(pipe)
 
     def run(given: Control | None) -> list[Tensor]:
         with attached(pipe, given, guidance_scale=2.0):
@@ -105,33 +114,29 @@ def test_off_twice_broken_and_after(control, model, latents_of):
     seen = []
 
     def stop(*_: Any) -> None:
-        now = [*blocks_of(pipe), *pipe.transformer.attn_processors.values()]
-        seen.append((session._perturbing, any(a is not b for a, b in zip(now, before, strict=True))))
+        seen.append((session._perturbing, same(parts_of(pipe), before)))
         if len(seen) == 2:
             raise RuntimeError("stop")
 
-    hook = before[len(blocks_of(pipe)) - 1].register_forward_hook(stop)
+    hook = blocks[-1].register_forward_hook(stop)
     with attached(pipe, control, guidance_scale=2.0) as session:
         with pytest.raises(RuntimeError, match="stop"):
             latents_of(pipe, **options)
-        if isinstance(control, Guide):
-            assert all(a is b for a, b in zip(blocks_of(pipe), before, strict=False)), "at once, not on leaving"
+        assert same(blocks_of(pipe), blocks), "at once, not on leaving"
         hook.remove()
         assert torch.equal(latents_of(pipe, **options), first), "the session goes on"
-    exchanged = not isinstance(control, Combiner)
-    assert seen == [(False, exchanged), (isinstance(control, Guide), exchanged)]
-    assert all(
-        a is b for a, b in zip(before, [*blocks_of(pipe), *pipe.transformer.attn_processors.values()], strict=True)
-    )
+    untouched = isinstance(control, Combiner)
+    assert seen == [(False, untouched), (isinstance(control, Guide), untouched)]
+    assert same(parts_of(pipe), before)
     assert not pipe.transformer._forward_hooks | pipe.transformer._forward_pre_hooks
     assert torch.equal(run(None)[0], stock)
 
 
 def test_an_exception_in_the_first_pass_leaves_the_blocks(pipe, latents_of):
-    before, stock = blocks_of(pipe), latents_of(pipe)
-    hook = before[-1].register_forward_hook(lambda *_: 1 / 0)
+    before, stock = parts_of(pipe), latents_of(pipe)
+    hook = blocks_of(pipe)[-1].register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), attached(pipe, CONTROLS[0]):
         latents_of(pipe)
     hook.remove()
-    assert all(a is b for a, b in zip(before, blocks_of(pipe), strict=True))
+    assert same(parts_of(pipe), before)
     assert torch.equal(latents_of(pipe), stock)

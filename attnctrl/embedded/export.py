@@ -6,10 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image, ImageDraw
 
 from attnctrl.embedded import _WEIGHTS
 from attnctrl.embedded.model import Tokens
@@ -36,27 +34,19 @@ def export_run(run: Path, folder: Path, vae_folder: Path | None = None) -> dict[
 
 
 def loss_curve(run: Path, path: Path) -> Path:
-    """Draw a run's loss against its steps as a PNG, the loss on a logarithmic scale."""
+    """Draw a run's loss against its steps, with the loss for the right and for a swapped subject's word."""
+    from matplotlib.figure import Figure
+
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    steps, loss = np.array([row["step"] for row in rows]), np.array([row["loss"] for row in rows])
-    width, height, margin = 640, 320, 44
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    low, high = np.log(0.95 * loss.min()), np.log(min(1.0, loss.max()))
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        x = margin + (width - 1.5 * margin) * step / steps.max()
-        y = height - margin - (height - 1.5 * margin) * (np.log(value) - low) / (high - low)
-        return float(x), float(np.clip(y, margin / 2, height - margin))
-
-    for value in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0):
-        if low < np.log(value) < high:
-            draw.line([place(0, value), place(steps.max(), value)], fill="#dddddd")
-            draw.text((8, place(0, value)[1] - 6), f"{value:.2f}", fill="black")
-    for step in range(0, int(steps.max()) + 1, 1000):
-        draw.text((place(step, 1.0)[0] - 6, height - margin + 8), str(step), fill="black")
-    draw.text((width // 2 - 20, height - 18), "steps", fill="black")
-    draw.line([place(step, value) for step, value in zip(steps, loss, strict=True)], fill="#c03030", width=2)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    lines = {"loss": "loss", "right": "loss at noise level 0.85, the caption's subject", "swapped": "another subject"}
+    for name, label in lines.items():
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), label=label, linewidth=1.5)
+    axes.set(xlabel="steps", ylabel="mean squared error", ylim=(None, min(1.0, max(row["loss"] for row in rows))))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, optimize=True)
+    figure.savefig(path, dpi=100)
     return path

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
@@ -60,9 +61,14 @@ class Atlas:
         """How much more of an objective the picture guided by a head has than the plain one."""
         return self.cells[head].guided[objective] - self.plain[objective]
 
-    def limit(self, objective: str) -> float:
-        """The largest gain or loss of any head: the end of its colour scale."""
+    def largest(self, objective: str) -> float:
+        """The largest gain or loss of any head."""
         return max(abs(self.gain(head, objective)) for head in self.cells)
+
+    def limit(self, objective: str) -> float:
+        """The end of the colour scale: 98% of the heads lie within, so that a few do not pale all others."""
+        sizes = [abs(self.gain(head, objective)) for head in self.cells]
+        return float(np.quantile(sizes, 0.98, method="higher")) or self.largest(objective)
 
     def picture(self, kind: str, head: Head | None = None) -> Path:
         """The file of the plain picture, or of a head's guided or perturbed one."""

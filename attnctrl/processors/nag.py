@@ -23,7 +23,8 @@ class NAG(Control):
 
     Z~ = phi Z+ - (phi - 1) Z-; r = |Z~| / |Z+| a token over all heads; Z^ = Z~ min(r, tau) / r; the result is
     alpha Z^ + (1 - alpha) Z+, for the picture's row and for a second row with the negative prompt, whose text goes its
-    own way. `strength` multiplies alpha, 0 is off. `norm`: 1 as in the paper; 2 as in the released FLUX code. The batch doubles.
+    own way. `strength` multiplies alpha, 0 is off. `norm`: 1 as in the paper; 2 as in the released FLUX code. The batch
+    doubles.
     """
 
     kind: Literal["nag"] = "nag"
@@ -73,9 +74,11 @@ class NagEffect(Effect):
     norm: int
 
     def output(self, at: Attended) -> Tensor:
-        """Both rows' image part guided."""
+        """Both rows' image part guided; where no text is read (SD3.5's second attention) there is nothing to guide."""
         out = at.out()
         image = at.layout.image_of(out)
+        if image.shape[1] == out.shape[1]:
+            return out
         guided = self._guided(image[self.positive], image[self.negative])
         image = image.index_copy(0, self.positive, guided).index_copy(0, self.negative, guided)
         start, stop = at.layout.image
