@@ -20,9 +20,10 @@ from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import ControlError, SoftPAG, Where
 from attnctrl.app.cli import main
+from attnctrl.app.heads_cli import preset_of
 from attnctrl.evals.atlas import AtlasConfig, AtlasRun
 from attnctrl.evals.atlas_maps import LESS, MORE, NONE, digits, ends, heat_maps, shade, signed
-from attnctrl.evals.atlas_page import page, write_atlas
+from attnctrl.evals.atlas_page import page, thumbnail, write_atlas
 from attnctrl.pipelines.presets import HeadPreset
 
 SIZE = {"num_inference_steps": 2, "height": 64, "width": 64}
@@ -59,14 +60,14 @@ def atlas(tmp_path_factory):
 @builds
 def test_every_value_is_that_of_single_calls(build, tmp_path):
     pipe = make(build)
-    found = run_in(tmp_path, pipe, seed=7, where=Where(blocks="1"), u=0.6, strength=2.5).run()
+    found = run_in(tmp_path, pipe, seed=7, where=Where(heads="L0H1 L1H0 L1H3"), u=0.6, strength=2.5).run()
 
     def single(**more) -> np.ndarray:
         generator = torch.Generator().manual_seed(7)
         return np.asarray(pipe("a fox", generator=generator, **SIZE, **off(pipe), **more).images[0], float)
 
     plain = single()
-    assert [f"L{block}H{head}" for block, head in found.cells] == ["L1H0", "L1H1", "L1H2", "L1H3"]
+    assert [f"L{block}H{head}" for block, head in found.cells] == ["L0H1", "L1H0", "L1H3"]
     assert found.plain == pytest.approx({"bright": plain.mean(), "red": plain[..., 0].mean()}, abs=0.05)
     for head in found.cells:
         for kind, w in (("guided", 2.5), ("perturbed", -1.0)):
@@ -124,6 +125,8 @@ def test_guidance_goes_down_to_minus_one_and_presets_to_zero():
     }
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         HeadPreset(**preset, strength=-0.5)
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        preset_of("L0H0", "tiny", make(), strength=-0.5, u=None)
     with pytest.raises(ValidationError, match="greater than 0"):
         AtlasConfig(model="m", objectives=("bright",), prompt="a fox", strength=-1.0)
 
@@ -227,22 +230,22 @@ def test_the_page_has_every_cell_and_loads_nothing(atlas):
         assert cell["gains"] == [atlas.gain(head, one) for one in ("bright", "red")]
         assert cell["block"].startswith(name[:2])
         for kind in ("guided", "perturbed"):
-            gap = thumbnail_of(cell["pictures"][kind]) - np.asarray(Image.open(atlas.picture(kind, head)), float)
-            assert np.abs(gap).mean() < 12
+            assert cell["pictures"][kind] == thumbnail(atlas.picture(kind, head))
     for tag, attributes in seen.tags:
         if tag == "td" and "data-at" in attributes:
             share = abs(data["cells"][attributes["data-at"]]["gains"][0]) / data["objectives"][0]["limit"]
             assert float(re.search(r"--t: ([\d.]+)%", attributes["style"])[1]) == pytest.approx(100 * share, abs=0.06)
-    large = atlas.picture("plain")
-    Image.open(large).resize((640, 320)).save(large)
-    assert thumbnail_of(json.loads(Reader(page(atlas)).scripts[0])["plain"]).shape == (96, 192, 3)
 
 
-def thumbnail_of(uri: str) -> np.ndarray:
-    kind, body = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", uri).groups()
+@pytest.mark.parametrize(("kind", "size", "shown"), [("png", (640, 320), (192, 96)), ("jpeg", (64, 64), (64, 64))])
+def test_a_thumbnail_is_the_smaller_of_png_and_jpeg(kind, size, shown, tmp_path):
+    flat, noise = Image.new("RGB", size, "#336699"), Image.effect_noise(size, 40).convert("RGB")
+    picture = flat if kind == "png" else noise
+    picture.save(tmp_path / "a.png")
+    named, body = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", thumbnail(tmp_path / "a.png")).groups()
     with Image.open(BytesIO(b64decode(body))) as image:
-        assert image.format == kind.upper()
-        return np.asarray(image, float)
+        assert (named, image.format, image.size) == (kind, kind.upper(), shown)
+        assert np.abs(np.asarray(image, float) - np.asarray(picture.resize(shown), float)).mean() < 3
 
 
 def test_the_map_and_the_values(atlas):

@@ -14,7 +14,7 @@ from attnctrl import ControlError, Recipe, read_recipe
 from attnctrl.app.cli import main
 from attnctrl.pipelines.generate import batches, new_folder, pixel_hash
 
-FAST = ["--steps", "2", "--device", "cpu"]
+FAST = ["--steps", "2", "--device", "cpu", "--model", "tiny-flux"]
 
 
 def call(monkeypatch, *words: str) -> int:
@@ -206,7 +206,7 @@ def test_recipe_round_trip():
 
 
 def test_info_and_methods(monkeypatch, capsys):
-    assert call(monkeypatch, "info") == 0
+    assert call(monkeypatch, "info", "--model", "tiny-flux") == 0
     out = capsys.readouterr().out
     assert "single:0" in out
     assert "max_sequence_length: 24" in out

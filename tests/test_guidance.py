@@ -106,7 +106,9 @@ def test_off_twice_broken_and_after(control, model, latents_of):
     stock = run(None)[0]
     offs = [{"strength": 0.0}] + ([{"u": 0.0}] if isinstance(control, PAG | SEG | SoftPAG) else [])
     for off in offs:
-        assert torch.equal(run(control.model_copy(update=off))[0], stock)
+        with attached(pipe, control.model_copy(update=off), guidance_scale=2.0) as session:
+            assert torch.equal(latents_of(pipe, **options), stock)
+        assert session.acted == [0], "and costs nothing"
     first, again = run(control)
     assert torch.equal(first, again)
     assert (first - stock).abs().flatten(1).amax(1).min() > 1e-2, "every picture"

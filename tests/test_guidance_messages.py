@@ -70,6 +70,10 @@ def test_apg_without_guidance_to_replace(latents_of):
         attached(pipe := tiny_flux(), APG()),
     ):
         latents_of(pipe, cfg=2.0)
+    with attached(sd3 := tiny_sd3(), APG()):
+        guided = latents_of(sd3, guidance_scale=3.0)
+    with attached(sd3, APG(guidance_scale=9.0), guidance_scale=9.0):
+        assert torch.equal(latents_of(sd3, guidance_scale=3.0), guided), "the pipeline's own scale counts"
     stock = latents_of(pipe)
     with (
         pytest.warns(NoEffectWarning, match="no unconditional prediction came; give a negative_prompt and a true_cfg"),

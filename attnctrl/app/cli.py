@@ -94,7 +94,7 @@ def generate(
     u: Annotated[float | None, typer.Option("--u", help="Their u, 0 to 1; the preset's if not given.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks: single, 19-56, double:0-4, 0-56/2.")] = None,
     at_steps: Annotated[str | None, typer.Option(help="Steps at which to share: 0-9 or 0%-40%.")] = None,
-    model: Model = "tiny-flux",
+    model: Model = "tiny-sd3",
     steps: Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Picture i has seed + i.")] = 0,
     size: Annotated[str | None, typer.Option(help="Pixels: 64 or 80x48 (width x height).")] = None,
@@ -165,7 +165,7 @@ def run(
 
 @app.command()
 def info(
-    model: Model = "tiny-flux",
+    model: Model = "tiny-sd3",
 ) -> None:
     """Show a model's blocks as --blocks names them, and its own settings."""
     from ..processors.attaching import architecture_of

@@ -53,6 +53,7 @@ def search(
     threads: Threads = 1,
 ) -> None:
     """Find the heads whose perturbation gains most of an objective (HeadHunter); several objectives share a round."""
+    from ..evals.ledger import own_device
     from ..evals.objectives import Models
     from ..evals.objectives import objective as named
     from ..evals.search import Search, SearchConfig
@@ -63,6 +64,7 @@ def search(
         top_k=top_k, where=Where(blocks=blocks), strength=strength, u=u, cfg=cfg, halving=halving,
         num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
     )  # fmt: skip
+    device = own_device(device)
     shared = Models(device)
     objectives = {text: named(text, device, shared) for text in objective}
     pipe = load_model(model, device)
@@ -71,6 +73,7 @@ def search(
         _say_budget(hunt.expected(), hunt.measure(), len(hunt.ledger.done), hunt.state.num_processes)
     with _bar("pictures") as step:
         found = hunt.run(step)
+        step(hunt.drawn, hunt.drawn, 0.0)
     if hunt.state.is_main_process:
         _write(pipe, hunt.config, found, hunt.ledger, len(hunt.heads))
 
@@ -120,7 +123,8 @@ def check(
         mean, low, high = found.random_heads
         console.print(f"random heads: {mean:.4g} [{low:.4g}, {high:.4g}] over {random_sets} sets", highlight=False)
     if out:
-        console.print(str(write_preset(given.model_copy(update={"effect": found, "status": "measured"}), out)))
+        measured = {"name": out.stem, "effect": found, "status": "measured"}
+        console.print(str(write_preset(given.model_copy(update=measured), out)))
 
 
 @app.command()
@@ -143,6 +147,8 @@ def atlas(
     """Draw what every single head does to one picture: heat maps, and a page with all pictures (atlas.html)."""
     from ..evals.atlas import AtlasConfig, AtlasRun
     from ..evals.atlas_page import write_atlas
+    from ..evals.ledger import own_device
+    from ..evals.objectives import Models
     from ..evals.objectives import objective as named
     from ..where import Where
 
@@ -151,13 +157,16 @@ def atlas(
         model=model, objectives=names, prompt=prompt, seed=seed, where=Where(blocks=blocks), strength=strength, u=u,
         cfg=cfg, num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
     )  # fmt: skip
-    objectives = {text: named(text, device) for text in names}
+    device = own_device(device)
+    shared = Models(device)
+    objectives = {text: named(text, device, shared) for text in names}
     run = AtlasRun(load_model(model, device), config, objectives, out)
     if run.state.is_main_process:
         begun = f"; {len(run.ledger.done)} batches are done already" if run.ledger.done else ""
         console.print(f"{len(run.heads)} heads, {run.expected} pictures{begun}", highlight=False)
     with _bar("pictures") as step:
         found = run.run(step)
+        step(run.expected, run.expected, 0.0)
     if run.state.is_main_process:
         for path in write_atlas(found, run.ledger):
             console.print(str(path), highlight=False, soft_wrap=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from pydantic import Field
 
@@ -21,7 +20,7 @@ from ..pipelines.generate import check_size, environment
 from ..pipelines.mixin import ControlledPipeline
 from ..pipelines.presets import described
 from ..processors.attaching import architecture_of
-from .ledger import Ledger
+from .ledger import Ledger, processes
 from .objectives import Objective
 from .pictures import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
 from .search import Progress
@@ -99,7 +98,7 @@ class AtlasRun:
         self.pipe, self.objectives, self.folder = pipe, objectives, folder
         self.config = config.model_copy(update={"weights": described(pipe, config.model)["weights"]})
         self.heads = pool(pipe, config.where)
-        self.state = PartialState()
+        self.state = processes()
         self.ledger = Ledger(folder, self.config, self.state.process_index)
 
     @property

@@ -8,11 +8,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from pydantic import BaseModel
 
 from ..errors import ControlError
 
 CONFIG = "config.json"
+
+
+def processes() -> PartialState:
+    """This process among those that `accelerate launch` or torchrun started; alone without them."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def own_device(device: str | None) -> str | None:
+    """The asked device; among several processes this one's own, else None for the best one."""
+    state = processes()
+    return device or (str(state.device) if state.num_processes > 1 else None)
 
 
 class Ledger:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from pydantic import Field
 
 from ..errors import ControlError
 from ..pipelines.mixin import ControlledPipeline
 from ..pipelines.presets import described
-from .ledger import Ledger
+from .ledger import Ledger, processes
 from .objectives import Objective
 from .pictures import DrawnRun, Head, Shot, identity, pool, text_of
 
@@ -75,10 +74,10 @@ class Search:
                 f"{config.rounds} rounds of {config.top_k} want more than the {len(self.heads)} heads there are to "
                 "choose from; take fewer rounds or a smaller top_k"
             )
-        self.state = PartialState()
+        self.state = processes()
         self.ledger = Ledger(folder, self.config, self.state.process_index)
         self.scores: Scores = {}
-        self._begun, self._fresh, self._counted = time.monotonic(), 0, 0
+        self._begun, self._fresh, self.drawn = time.monotonic(), 0, 0
 
     def expected(self) -> int:
         """How many pictures the whole search draws, if no two objectives share a set after the first round."""
@@ -136,7 +135,7 @@ class Search:
         needed = [shot for shot in dict.fromkeys(shots) if shot not in self.scores]
         batches = self.config.drawing.batches(needed)
         for i, batch in enumerate(batches):
-            self._counted += len(batch)
+            self.drawn += len(batch)
             if identity(batch) in self.ledger.done or i % self.state.num_processes != self.state.process_index:
                 continue
             pictures = self.config.drawing(self.pipe, batch)
@@ -147,8 +146,8 @@ class Search:
             self._fresh += len(batch)
             if progress:
                 pace = (time.monotonic() - self._begun) / self._fresh
-                left = max(0, self.expected() - self._counted)
-                progress(self._counted, self.expected(), left * pace / self.state.num_processes)
+                left = max(0, self.expected() - self.drawn)
+                progress(self.drawn, self.expected(), left * pace / self.state.num_processes)
         self.state.wait_for_everyone()
         self.ledger.read()
         for batch in batches:

@@ -27,7 +27,7 @@ def default_device() -> torch.device:
 
 
 def load(
-    model: str | Path = "tiny-flux",
+    model: str | Path = "tiny-sd3",
     pipeline: str | type[Any] | None = None,
     *,
     device: str | torch.device | None = None,

@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: int = Field(1, ge=1, le=1)
-    model: str = "tiny-flux"
+    model: str = "tiny-sd3"
     prompts: tuple[str, ...] = Field(min_length=1)
     control: tuple[AnyControl, ...] = ()
     negative_prompt: str | None = None
