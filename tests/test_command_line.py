@@ -158,6 +158,21 @@ BAD = {
     "unknown field": (lambda t: ["run", text(t / "x.json", '{"prompts": ["a"], "stile": 1}')], "stile"),
     "unknown control": (lambda t: ["run", text(t / "x.json", '{"prompts": ["a", "b"], "control": [{"kind": "x"}]}')], "kind"),
     "no prompts": (lambda t: ["run", text(t / "x.json", '{"prompts": []}')], "prompts"),
+    "another model's heads": (lambda t: ["generate", "a", "--style", "plain", "--heads", "flux-green"], "is for black-forest-labs/FLUX.1-dev"),
+    "unknown preset": (lambda t: ["generate", "a", "--style", "plain", "--heads", "flux-gren"], "there is no preset 'flux-gren'"),
+    "no such head": (lambda t: ["generate", "a", "--style", "plain", "--heads", "L1H9"], "block 1 has heads 0-3"),
+    "u over 1": (lambda t: ["generate", "a", "--style", "plain", "--heads", "L1H1", "--u", "2"], "u: Input should be less than or equal to 1"),
+    "u without heads": (lambda t: ["generate", "a", "--style", "plain", "--u", "0.5"], "belong to --heads"),
+    "a negative w": (lambda t: ["generate", "a", "--style", "plain", "--heads", "L1H1", "--head-strength", "-1"], "strength"),
+    "no prompt file": (lambda t: ["heads", "search", "--objective", "contrast", "--prompts", str(t / "no.txt")], "cannot read the prompts"),
+    "an empty prompt file": (lambda t: ["heads", "search", "--objective", "contrast", "--prompts", text(t / "p.txt", "# none")], "holds no prompt"),
+    "unknown objective": (lambda t: ["heads", "search", "--objective", "contrst", "--prompts", text(t / "p.txt")], "contrast"),
+    "seeds backwards": (lambda t: ["heads", "search", "--objective", "contrast", "--prompts", text(t / "p.txt"), "--seeds", "4-2"], "runs backwards"),
+    "too many heads": (lambda t: ["heads", "search", "--objective", "contrast", "--prompts", text(t / "p.txt"), "--rounds", "99"], "fewer rounds"),
+    "a search of a bad size": (lambda t: ["heads", "search", "--objective", "contrast", "--prompts", text(t / "p.txt"), "--size", "60"], "64 is the nearest"),
+    "no embedded model": (lambda t: ["embedded", "eval", "nosuch"], "no embedded model"),
+    "no artwork": (lambda t: ["embedded", "eval", "tiny-sd3", "--artwork", str(t / "no.npz")], "there is no artwork"),
+    "no run to export": (lambda t: ["embedded", "export", "tiny-sd3", "--run", str(t)], "holds no training run"),
 }  # fmt: skip
 
 

@@ -160,9 +160,9 @@ def test_a_folder_belongs_to_one_search(tmp_path):
     search(tmp_path / "run")
     with pytest.raises(ControlError, match="begun with another rounds"):
         search(tmp_path / "run", rounds=1)
+    other = make()
+    other.transformer.proj_out.weight.data.add_(1)
     with pytest.raises(ControlError, match="begun with another weights"):
-        other = make()
-        other.transformer.proj_out.weight.data.add_(1)
         search(tmp_path / "run", other)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..embedded import intervals
+from ..pipelines.generate import check_size
 from ..pipelines.mixin import ControlledPipeline
 from ..pipelines.presets import Effect
 from .objectives import Objective
@@ -27,6 +28,7 @@ def effect(
     progress: Callable[[int, int], None] | None = None,
 ) -> Effect:
     """The paired effect of `heads` on held-out pairs of prompt and seed, and that of random sets drawn from `among`."""
+    check_size(pipe, drawing.height, drawing.width)
     size = len(heads_of(heads))
     sets = ["", heads, *random_texts(among, size, random_sets, seed)]
     scores = {}

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from ..errors import ControlError
+from ..pipelines.generate import check_size
 from ..pipelines.mixin import ControlledPipeline
 from ..pipelines.presets import described
 from .ledger import Ledger, processes
@@ -68,6 +69,7 @@ class Search:
     ) -> None:
         self.pipe, self.objectives = pipe, objectives
         self.config = config.model_copy(update={"weights": described(pipe, config.model)["weights"]})
+        check_size(pipe, config.height, config.width)
         self.heads = pool(pipe, config.where)
         if config.rounds * config.top_k > len(self.heads):
             raise ControlError(
