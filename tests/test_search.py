@@ -62,7 +62,8 @@ def search(folder, pipe=None, objectives=None, **more):
 @pytest.mark.parametrize("build", [tiny_sd3, tiny_flux], ids=["SD3", "FLUX"])
 def test_it_is_the_greedy_loop_of_the_paper(build, tmp_path):
     pipe = make(build)
-    found = search(tmp_path, pipe, seeds=(0, 1)).run()["bright"]
+    hunt = search(tmp_path, pipe, seeds=(0, 1))
+    found = hunt.run()["bright"]
     off = {"true_cfg_scale": 1.0} if build is tiny_flux else {"guidance_scale": 1.0}
 
     def bright(heads):
@@ -76,18 +77,22 @@ def test_it_is_the_greedy_loop_of_the_paper(build, tmp_path):
                 values.append(np.asarray(image, float).mean())
         return np.array(values)
 
-    plain, have = bright([]), []
+    plain, have, every = bright([]), [], {}
     for one in found:
         gains = {}
         for block, head in pool(pipe, Where(blocks="1")):
             if (block, head) not in have:
                 gaps = bright([f"L{b}H{h}" for b, h in [*have, (block, head)]]) - plain
                 gains[block, head] = gaps.mean(), gaps.std(ddof=1) / 4**0.5
+        every |= {tuple(sorted([*have, head])): gain for head, (gain, _) in gains.items()}
         have.append(max(gains, key=lambda h: gains[h][0]))
         assert one.chosen == tuple(have)
         assert one.gains.keys() == gains.keys()
         for head, value in gains.items():
             assert one.gains[head] == pytest.approx(value, abs=0.05)
+    heads, gain, _ = hunt.best("bright")
+    assert heads == ",".join(f"L{b}H{h}" for b, h in max(every, key=every.__getitem__))
+    assert gain == pytest.approx(max(every.values()), abs=0.05)
 
 
 def test_a_killed_search_goes_on_to_the_same_result(tmp_path):

@@ -14,7 +14,7 @@ from ..errors import ControlError
 from .models import load_model
 
 if TYPE_CHECKING:
-    from ..evals.search import Round, SearchConfig
+    from ..evals.search import Round, Search
     from ..pipelines.mixin import ControlledPipeline
 
 console = Console()
@@ -75,7 +75,7 @@ def search(
         found = hunt.run(step)
         step(hunt.drawn, hunt.drawn, 0.0)
     if hunt.state.is_main_process:
-        _write(pipe, hunt.config, found, hunt.ledger, len(hunt.heads))
+        _write(hunt, found)
 
 
 @app.command()
@@ -197,23 +197,24 @@ def preset_of(text: str, model: str, pipe: Any, strength: float | None, u: float
     return HeadPreset.model_validate({**given.model_dump(), **{k: v for k, v in update.items() if v is not None}})
 
 
-def _write(pipe: ControlledPipeline, config: SearchConfig, found: dict[str, list[Round]], ledger: Any, pool: int) -> None:
+def _write(hunt: Search, found: dict[str, list[Round]]) -> None:
     import json
 
-    from ..evals.pictures import text_of
     from ..evals.search import as_json
     from ..pipelines.presets import HeadPreset, described, write_preset
 
-    ledger.write("rounds.json", json.dumps(as_json(found), indent=1) + "\n")
-    for name, rounds in found.items():
-        heads = text_of(rounds[-1].chosen)
-        source = f"HeadHunter, {config.rounds} rounds of {config.top_k} of {pool} heads, {len(config.pairs)} pictures a set"
+    config = hunt.config
+    hunt.ledger.write("rounds.json", json.dumps(as_json(found), indent=1) + "\n")
+    for name in found:
+        heads, gain, error = hunt.best(name)
+        how = f"HeadHunter, up to {config.rounds} rounds of {config.top_k} of {len(hunt.heads)} heads"
+        source = f"{how}, {len(config.pairs)} pictures a set, for {name}; gain there {gain:.4g} +- {error:.2g}"
         preset = HeadPreset(
-            name=slug(name), heads=heads, u=config.u, strength=config.strength, source=f"{source}, for {name}",
-            status="searched, not yet checked", **described(pipe, config.model),
+            name=slug(name), heads=heads, u=config.u, strength=config.strength, source=source,
+            status="searched, not yet checked", **described(hunt.pipe, config.model),
         )  # fmt: skip
-        path = write_preset(preset, ledger.folder / "presets" / f"{slug(name)}.json")
-        console.print(f"{name}: {heads} -> {path}", highlight=False, soft_wrap=True)
+        path = write_preset(preset, hunt.ledger.folder / "presets" / f"{slug(name)}.json")
+        console.print(f"{name}: {heads}, gain {gain:.4g} -> {path}", highlight=False, soft_wrap=True)
 
 
 def slug(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..pipelines.mixin import ControlledPipeline
 from ..pipelines.presets import described
 from .ledger import Ledger, processes
 from .objectives import Objective
-from .pictures import DrawnRun, Head, Shot, identity, pool, text_of
+from .pictures import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
 
 Progress = Callable[[int, int, float], None]
 """progress(pictures done, pictures in all, seconds left)."""
@@ -122,9 +123,16 @@ class Search:
                 done.append(Round((*have[name], *best), gains[name]))
         return rounds
 
-    def gain(self, objective: str, heads: Sequence[Head]) -> tuple[float, float]:
-        """Mean gain of a scored set over the plain pictures, and its standard error."""
-        return self._gain(objective, heads, self.config.pairs)
+    def best(self, objective: str) -> tuple[str, float, float]:
+        """Of all sets scored on every pair, the one that gains most: its heads, gain and standard error.
+
+        A round adds its heads at once and also where they no longer help, so that the last set need not be it.
+        """
+        counts = Counter(shot.heads for shot in self.scores if shot.heads)
+        whole = [text for text, count in counts.items() if count == len(self.config.pairs)]
+        gains = {text: self._gain(objective, heads_of(text), self.config.pairs) for text in whole}
+        text = max(gains, key=lambda one: (gains[one][0], -len(one), one))
+        return text, *gains[text]
 
     def _gain(self, name: str, heads: Sequence[Head], pairs: Sequence[tuple[str, int]]) -> tuple[float, float]:
         text = text_of(heads)
