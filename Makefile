@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 OLDEST := torch==2.7.1 diffusers==0.37.0 packaging==25.0
 NEWEST := torch==2.15.0 diffusers==0.42.1
 LAID_OVER := $(addprefix tests/test_,off_and_after.py session.py controlled.py siblings.py matrix.py sharing_against_naive.py \
-	sd3_against_naive.py freecus.py)
+	sd3_against_naive.py freecus.py guidance.py guidance_pipelines.py)
 
 demo: $(READY)
 	$(BIN)/attnctrl demo

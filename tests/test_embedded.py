@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("cv2", reason="the embedded world is drawn with opencv: install attnctrl[train]")
 
+from attnctrl import ControlError
 from attnctrl.embedded import artwork, canvas, model_folder, scenes, styles, text
 from attnctrl.embedded.autoencoder import measure, untrained
 from attnctrl.embedded.latents import PatchCode, pack, pixels, to_uint8, unpack
@@ -154,5 +155,5 @@ def test_the_autoencoder_encodes_to_the_linear_code() -> None:
 
 
 def test_artwork_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"attnctrl embedded artwork"):
+    with pytest.raises(ControlError, match=r"attnctrl embedded artwork"):
         artwork.load(tmp_path / "none.npz")
