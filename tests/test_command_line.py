@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 from attnctrl import ControlError, Recipe, read_recipe
 from attnctrl.app.cli import main
-from attnctrl.pipelines.generate import batches, new_folder, pixel_hash
+from attnctrl.pipelines.generate import PictureSet, batches, new_folder, pixel_hash, sheet_row
 
 FAST = ["--steps", "2", "--device", "cpu", "--model", "tiny-flux"]
 
@@ -109,6 +109,15 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path):
     (folder.__enter__() / "00.png").write_bytes(b"half")
     folder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_sheet_frames_what_leads():
+    def framed(*control: dict) -> frozenset[int]:
+        recipe = Recipe.model_validate({"prompts": ["a", "b"], "control": control})
+        return sheet_row(PictureSet((Image.new("RGB", (8, 8)),) * 2, recipe)).marked
+
+    assert framed({"kind": "aligned"}) == {0}
+    assert framed() == framed({"kind": "softpag"}) == framed({"kind": "aligned", "strength": 0}) == frozenset()
 
 
 def test_batches():

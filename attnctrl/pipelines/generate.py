@@ -110,8 +110,8 @@ def sheet_row(result: PictureSet, title: str | None = None) -> SheetRow:
     for reference in reversed(references):
         pictures.insert(0, reference.picture)
         captions.insert(0, f"reference picture {reference.caption}".strip())
-    leads = frozenset(range(len(references) or 1)) if recipe.control else frozenset()
-    return SheetRow(title or kinds, pictures, captions, leads)
+    leads = len(references) or int(any(control.leads for control in recipe.control))
+    return SheetRow(title or kinds, pictures, captions, frozenset(range(leads)))
 
 
 class new_folder:
