@@ -183,3 +183,23 @@ def test_a_folder_belongs_to_one_search(tmp_path):
     with pytest.raises(ControlError, match=r"results-0.jsonl, line 1 is damaged"):
         ledger.read()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 2
+
+
+def test_processes_may_begin_a_folder_at_once(tmp_path):
+    faults = []
+
+    def begin(folder, rank, gate):
+        gate.wait(60)
+        try:
+            Ledger(folder, config(), rank).append(str(rank), [])
+        except ControlError as fault:
+            faults.append(fault)
+
+    for i in range(40):
+        gate = threading.Barrier(3)
+        threads = [threading.Thread(target=begin, args=(tmp_path / str(i), rank, gate)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not faults

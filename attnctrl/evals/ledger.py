@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ class Ledger:
         except OSError as fault:
             raise ControlError(f"cannot write to {folder}: {fault.strerror}") from None
         own = folder / CONFIG
+        # listed before the look at the configuration, which every process writes before anything else
+        others = [path for path in folder.iterdir() if not path.name.startswith(f".{CONFIG}")]
         if not own.exists():
-            if any(folder.iterdir()) and rank == 0:
+            if others:
                 raise ControlError(f"{folder} holds other files; give a new folder, or one that this command began")
             _write(own, text)
         elif json.loads(own.read_text(encoding="utf-8")) != json.loads(text):
@@ -76,7 +79,7 @@ class Ledger:
 
 
 def _write(path: Path, text: str) -> Path:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     draft.write_text(text, encoding="utf-8")
     return draft.replace(path)
 
