@@ -11,33 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from test_objectives import PURE, flat, noise, scores
 
 from attnctrl.embedded import model_folder
 from attnctrl.errors import ControlError
 from attnctrl.evals.objectives import Models, objective
-
-PURE = {
-    "red": (255, 40, 50), "orange": (255, 129, 13), "yellow": (255, 225, 25), "green": (64, 255, 95),
-    "blue": (51, 133, 255), "purple": (182, 89, 255), "pink": (255, 128, 189), "black": (0, 0, 0),
-    "gray": (128, 128, 128), "white": (255, 255, 255),
-}  # fmt: skip
-
-
-def flat(rgb: tuple[int, ...], size: tuple[int, int] = (16, 16)) -> Image.Image:
-    return Image.new("RGB", size, tuple(rgb))
-
-
-def noise(size: int = 64, spread: int = 127, seed: int = 0) -> Image.Image:
-    values = np.random.default_rng(seed).integers(128 - spread, 128 + spread, (size, size, 3))
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def scores(text: str, *images: Image.Image, prompt: str = "a fox, comic") -> list[float]:
-    return objective(text, "cpu")(images, [prompt] * len(images))
-
-
-def image_of(value: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.clip(value * 255, 0, 255).round().astype(np.uint8))
 
 
 def tiny_clip(folder: Path, width: int = 12, seed: int = 0) -> Path:
