@@ -87,6 +87,11 @@ class Guidance:
         self._recorders = {}
         return kept
 
+    def forget(self) -> None:
+        """The blocks are the model's own, and no prediction of the run is kept."""
+        self.end()
+        self.acting, self.delta, self.cond, self.moved = [], None, None, None
+
     def around(self, one: Pass, call: Call, kept: Mapping[int, Streams]) -> AbstractContextManager[None]:
         """The blocks as the perturbed pass wants them: the shared ones passed over, the chosen ones changed."""
         others: dict[int, nn.Module] = {}

@@ -93,8 +93,9 @@ class Session:
         for place, stock in self._stock.items():
             self.sites[place].module.processor = stock
         if self._guidance:
-            self._guidance.blocks.restore()
+            self._guidance.forget()
         self._hooks, self._stock, self._rows, self._memory, self.call, self.placed = [], {}, [], {}, None, ()
+        self._now = None
 
     def warn(self) -> None:
         """Say which controls never acted although the transformer ran, and which guidance has no effect or too much."""

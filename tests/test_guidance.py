@@ -142,3 +142,15 @@ def test_an_exception_in_the_first_pass_leaves_the_blocks(pipe, latents_of):
     hook.remove()
     assert same(parts_of(pipe), before)
     assert torch.equal(latents_of(pipe), stock)
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.kind)
+def test_a_session_that_is_over_holds_no_prediction(control, latents_of):
+    pipe = tiny_flux()
+    with attached(pipe, control, guidance_scale=2.0) as session:
+        latents_of(pipe, cfg=2.0)
+    held = [vars(session), vars(session._guidance) if session._guidance else {}]
+    kept = [name for part in held for name, value in part.items() if isinstance(value, Tensor) and value.numel() > 1]
+    assert kept == []
+    assert session._now is None
+    assert not session._memory
