@@ -26,8 +26,9 @@ from study import Scores, report
 from attnctrl import Control, NaiveSharing, Reference, StyleAligned, Where, load
 from attnctrl.embedded import artwork
 from attnctrl.embedded.cases import STYLE_CHOICES
+from attnctrl.embedded.colors import COLORS
 from attnctrl.embedded.judge import Judge
-from attnctrl.embedded.scenes import COLORS, RECOLORABLE, WIDER, article, held_out, render, sample
+from attnctrl.embedded.scenes import RECOLORABLE, WIDER, article, held_out, render, sample
 from attnctrl.embedded.styles import STYLES
 from attnctrl.embedded.subjects import SubjectJudge
 from attnctrl.pipelines.sheets import SheetRow, contact_sheet

@@ -299,6 +299,6 @@ def test_styles_are_compared_at_one_scale(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_worlds_colors_are_these() -> None:
     pytest.importorskip("cv2", reason="install attnctrl[train]")
-    from attnctrl.embedded.scenes import COLORS
+    from attnctrl.embedded.colors import COLORS
 
     assert {**pixels.HUES, "gray": (0.0, 0.0)} == COLORS

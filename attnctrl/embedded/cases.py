@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attnctrl.embedded.canvas import Array
+from attnctrl.embedded.colors import COLORS
 from attnctrl.embedded.scenes import (
-    COLORS,
     RECOLORABLE,
     RELATIONS,
     WIDER,

@@ -17,6 +17,7 @@ import numpy as np
 from attnctrl.embedded import styles_ink  # noqa: F401 (registers its styles)
 from attnctrl.embedded.artwork import GENERATOR_SETS, SUBJECTS
 from attnctrl.embedded.canvas import Array, Canvas, StyleParams, luma, mix, smoothstep
+from attnctrl.embedded.colors import COLORS
 from attnctrl.embedded.scenery import BACKGROUNDS, scenery
 from attnctrl.embedded.styles import STYLES
 
@@ -24,17 +25,6 @@ SUBJECT_NAMES = tuple(subject.name for subject in SUBJECTS)
 STYLE_NAMES = tuple(STYLES)
 NAMED_STYLES = tuple(name for name, style in STYLES.items() if style.named)
 RELATIONS = ("left of", "right of", "above", "below")
-# name -> hue in turns and saturation
-COLORS = {
-    "red": (0.99, 0.85),
-    "orange": (0.08, 0.95),
-    "yellow": (0.145, 0.9),
-    "green": (0.36, 0.75),
-    "blue": (0.60, 0.80),
-    "purple": (0.76, 0.65),
-    "pink": (0.92, 0.50),
-    "gray": (0.0, 0.0),
-}
 # width, height in pixels -> share of the pictures
 SHAPES = {(64, 64): 0.5, (80, 48): 0.1, (48, 80): 0.1, (72, 56): 0.1, (56, 72): 0.1, (128, 32): 0.05, (32, 128): 0.05}
 RECOLORABLE = frozenset(subject.name for subject in SUBJECTS if subject.recolor)

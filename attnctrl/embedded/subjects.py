@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from attnctrl.embedded.colors import COLORS
 from attnctrl.embedded.features import CELL, CHANNELS, FeatureMaps
-from attnctrl.embedded.scenes import COLORS, WIDER
+from attnctrl.embedded.scenes import WIDER
 
 SUBJECTS = WIDER.subjects
 COLOR_NAMES = tuple(COLORS)
@@ -54,7 +55,7 @@ class SubjectHead(nn.Module):
 class Found:
     """A subject in a picture: the cells it fills, its centre (x, y) in shares of the picture, and its likeliest color.
 
-    The color says something only where one of scenes.COLORS was asked for.
+    The color says something only where one of colors.COLORS was asked for.
     """
 
     subject: str

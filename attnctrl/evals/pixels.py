@@ -12,23 +12,13 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
+from ..embedded.colors import COLORS as NAMED
 from ..errors import ControlError
 from .objectives import Models, Score
 
 Array: TypeAlias = np.ndarray
 Pixels = Callable[[Image.Image], float]
-# name -> hue in turns and saturation: embedded.scenes.COLORS, which cannot be read without OpenCV
-HUES = MappingProxyType(
-    {
-        "red": (0.99, 0.85),
-        "orange": (0.08, 0.95),
-        "yellow": (0.145, 0.9),
-        "green": (0.36, 0.75),
-        "blue": (0.60, 0.80),
-        "purple": (0.76, 0.65),
-        "pink": (0.92, 0.50),
-    }
-)
+HUES = MappingProxyType({name: color for name, color in NAMED.items() if color[1] > 0})
 GRAYS = MappingProxyType({"black": 0.0, "gray": 0.6, "white": 1.0})
 """OKLab lightness of the colours without a hue."""
 COLORS = (*HUES, *GRAYS)
