@@ -21,9 +21,9 @@ from tiny import tiny_flux, tiny_sd3
 from attnctrl import ControlError, SoftPAG, Where
 from attnctrl.app.cli import main
 from attnctrl.app.heads_cli import preset_of
-from attnctrl.evals.atlas import AtlasConfig, AtlasRun
-from attnctrl.evals.atlas_maps import LESS, MORE, NONE, digits, ends, heat_maps, shade, signed
-from attnctrl.evals.atlas_page import page, thumbnail, write_atlas
+from attnctrl.evals.heads.atlas import AtlasConfig, AtlasRun
+from attnctrl.evals.heads.atlas_maps import LESS, MORE, NONE, digits, ends, heat_maps, shade, signed
+from attnctrl.evals.heads.atlas_page import page, thumbnail, write_atlas
 from attnctrl.pipelines.presets import HeadPreset
 
 SIZE = {"num_inference_steps": 2, "height": 64, "width": 64}
@@ -269,7 +269,7 @@ def test_the_map_and_the_values(atlas):
 def test_a_few_strong_heads_do_not_pale_the_others(atlas):
     from dataclasses import replace
 
-    from attnctrl.evals.atlas import Cell
+    from attnctrl.evals.heads.atlas import Cell
 
     gains = {(block, head): 0.01 * head for block in range(20) for head in range(10)}
     many = replace(

@@ -12,9 +12,9 @@ import torch
 from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import ControlError, SoftPAG, Where, controlled
+from attnctrl.evals.heads.drawing import Drawing, Shot, pool
+from attnctrl.evals.heads.search import Search, SearchConfig, as_json
 from attnctrl.evals.ledger import Ledger
-from attnctrl.evals.pictures import Drawing, Shot, pool
-from attnctrl.evals.search import Search, SearchConfig, as_json
 
 PROMPTS = ("a fox", "a key")
 

@@ -14,7 +14,7 @@ from ..errors import ControlError
 from .models import load_model
 
 if TYPE_CHECKING:
-    from ..evals.search import Round, Search
+    from ..evals.heads.search import Round, Search
     from ..pipelines.mixin import ControlledPipeline
 
 console = Console()
@@ -56,7 +56,7 @@ def search(
     from ..evals.ledger import own_device
     from ..evals.objectives import Models
     from ..evals.objectives import objective as named
-    from ..evals.search import Search, SearchConfig
+    from ..evals.heads.search import Search, SearchConfig
     from ..where import Where
 
     config = SearchConfig(
@@ -99,9 +99,9 @@ def check(
     """Measure what heads do to pictures that no search has seen, with an interval and beside random heads."""
     import torch
 
-    from ..evals.check import effect
+    from ..evals.heads.check import effect
     from ..evals.objectives import objective as named
-    from ..evals.pictures import Drawing, pool
+    from ..evals.heads.drawing import Drawing, pool
     from ..pipelines.presets import write_preset
     from ..where import Where
 
@@ -145,8 +145,8 @@ def atlas(
     threads: Threads = 1,
 ) -> None:
     """Draw what every single head does to one picture: heat maps, and a page with all pictures (atlas.html)."""
-    from ..evals.atlas import AtlasConfig, AtlasRun
-    from ..evals.atlas_page import write_atlas
+    from ..evals.heads.atlas import AtlasConfig, AtlasRun
+    from ..evals.heads.atlas_page import write_atlas
     from ..evals.ledger import own_device
     from ..evals.objectives import Models
     from ..evals.objectives import objective as named
@@ -200,7 +200,7 @@ def preset_of(text: str, model: str, pipe: Any, strength: float | None, u: float
 def _write(hunt: Search, found: dict[str, list[Round]]) -> None:
     import json
 
-    from ..evals.search import as_json
+    from ..evals.heads.search import as_json
     from ..pipelines.presets import HeadPreset, described, write_preset
 
     config = hunt.config

@@ -6,7 +6,7 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipelines.sheets import GAP, INK, MARGIN, PALE, PAPER
+from ...pipelines.sheets import GAP, INK, MARGIN, PALE, PAPER
 from .atlas import Atlas
 
 LESS, NONE, MORE = (84, 52, 160), (238, 236, 232), (180, 83, 9)

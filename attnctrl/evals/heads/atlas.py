@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from ..errors import NoEffectWarning, OverGuidanceWarning
-from ..pipelines.generate import check_size, environment
-from ..pipelines.mixin import ControlledPipeline
-from ..pipelines.presets import described
-from ..processors.attaching import architecture_of
-from .ledger import Ledger, processes
-from .objectives import Objective
-from .pictures import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
+from ...errors import NoEffectWarning, OverGuidanceWarning
+from ...pipelines.generate import check_size, environment
+from ...pipelines.mixin import ControlledPipeline
+from ...pipelines.presets import described
+from ...processors.attaching import architecture_of
+from ..ledger import Ledger, processes
+from ..objectives import Objective
+from .drawing import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
 from .search import Progress
 
 PLAIN, GUIDED, PERTURBED = "plain", "guided", "perturbed"

@@ -12,11 +12,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from ..errors import ControlError
+from ...errors import ControlError
+from ..ledger import Ledger
 from .atlas import GUIDED, PERTURBED, PLAIN, Atlas, save
 from .atlas_maps import axes, digits, ends, heat_maps, signed
-from .ledger import Ledger
-from .pictures import text_of
+from .drawing import text_of
 
 TEMPLATE = Path(__file__).with_name("atlas.html.jinja")
 THUMBNAIL = 192

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..pipelines.mixin import ControlledPipeline
-from ..processors import SoftPAG
-from ..where import Where, listed_heads
+from ...pipelines.mixin import ControlledPipeline
+from ...processors import SoftPAG
+from ...where import Where, listed_heads
 
 Head = tuple[int, int]
 """(block, head), both from 0."""
@@ -127,7 +127,7 @@ def text_of(heads: Sequence[Head]) -> str:
 
 def pool(pipe: Any, where: Where) -> list[Head]:
     """Every head that a Where chooses, in order."""
-    from ..processors.attaching import architecture_of
+    from ...processors.attaching import architecture_of
 
     sites = architecture_of(pipe).sites(pipe.transformer)
     chosen = where.select(sites)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ..errors import ControlError
-from ..pipelines.generate import check_size
-from ..pipelines.mixin import ControlledPipeline
-from ..pipelines.presets import described
-from .ledger import Ledger, processes
-from .objectives import Objective
-from .pictures import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
+from ...errors import ControlError
+from ...pipelines.generate import check_size
+from ...pipelines.mixin import ControlledPipeline
+from ...pipelines.presets import described
+from ..ledger import Ledger, processes
+from ..objectives import Objective
+from .drawing import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
 
 Progress = Callable[[int, int, float], None]
 """progress(pictures done, pictures in all, seconds left)."""

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..embedded import intervals
-from ..pipelines.generate import check_size
-from ..pipelines.mixin import ControlledPipeline
-from ..pipelines.presets import Effect
-from .objectives import Objective
-from .pictures import Drawing, Head, Shot, heads_of, text_of
+from ...embedded import intervals
+from ...pipelines.generate import check_size
+from ...pipelines.mixin import ControlledPipeline
+from ...pipelines.presets import Effect
+from ..objectives import Objective
+from .drawing import Drawing, Head, Shot, heads_of, text_of
 
 Pairs = Sequence[tuple[str, int]]
 

@@ -1,0 +1,1 @@
+"""Batch evaluations: sets, methods, runs on disk, reports."""
