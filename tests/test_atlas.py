@@ -20,11 +20,10 @@ from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import ControlError, SoftPAG, Where
 from attnctrl.app.cli import main
-from attnctrl.app.heads_cli import preset_of
 from attnctrl.evals.heads.atlas import AtlasConfig, AtlasRun
 from attnctrl.evals.heads.atlas_maps import LESS, MORE, NONE, digits, ends, heat_maps, shade, signed
 from attnctrl.evals.heads.atlas_page import page, thumbnail, write_atlas
-from attnctrl.pipelines.presets import HeadPreset
+from attnctrl.pipelines.presets import HeadPreset, preset_of
 
 SIZE = {"num_inference_steps": 2, "height": 64, "width": 64}
 builds = pytest.mark.parametrize("build", [tiny_sd3, tiny_flux], ids=["SD3", "FLUX"])
@@ -317,7 +316,7 @@ def test_the_command_draws_and_goes_on(monkeypatch, tmp_path, capsys):
     for begun in ("4 heads, 9 pictures\n", "4 heads, 9 pictures; 2 batches are done already\n"):
         assert call(monkeypatch, *words) == 0
         assert begun in capsys.readouterr().out
-    names = {"atlas.html", "atlas.json", "atlas.png", "config.json", "pictures", "results-0.jsonl"}
+    names = {".lock-0", "atlas.html", "atlas.json", "atlas.png", "config.json", "pictures", "results-0.jsonl"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     assert json.loads((tmp_path / "a" / "atlas.json").read_text())["settings"]["steps"] == 1
 

@@ -20,8 +20,8 @@ from rich.table import Table
 from ..embedded import MODELS
 from ..embedded.commands import app as embedded
 from ..errors import ControlError
+from .eval_cli import app as eval_app
 from .heads_cli import app as heads_app
-from .heads_cli import preset_of
 from .models import load_model
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(embedded, name="embedded")
 app.add_typer(heads_app, name="heads")
+app.add_typer(eval_app, name="eval")
 Model = Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, a diffusers folder or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
@@ -131,6 +132,8 @@ def generate(
     recipe, folder = Recipe(**values), _folder(out, "set")
     pipe = load_model(model, device, dtype, offload)
     if heads is not None:
+        from ..pipelines.presets import preset_of
+
         guided = preset_of(heads, model, pipe, head_strength, u).control()
         recipe = recipe.model_copy(update={"control": (*control, guided)})
     _make(pipe, recipe, folder)

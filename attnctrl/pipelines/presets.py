@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ControlError
 from ..processors import SoftPAG
 from ..processors.attaching import architecture_of
-from ..where import Where
+from ..where import Where, listed_heads
 from .recipe import explain
 
 SHIPPED = Path(__file__).parent / "presets"
@@ -128,3 +128,13 @@ def write_preset(preset: HeadPreset, path: Path) -> Path:
     path.write_text(json.dumps(preset.model_dump(exclude_none=True), indent=2) + "\n")
     return path
 
+
+def preset_of(text: str, model: str, pipe: Any, strength: float | None = None, u: float | None = None) -> HeadPreset:
+    """A preset by name or file, checked against the model, or one made of heads that are written out."""
+    if listed_heads(text):
+        given = HeadPreset(name="own", heads=text, source="command line", status="unmeasured", **described(pipe, model))
+    else:
+        given = read_preset(text)
+        given.check(pipe)
+    update = {"strength": strength, "u": u}
+    return HeadPreset.model_validate({**given.model_dump(), **{k: v for k, v in update.items() if v is not None}})

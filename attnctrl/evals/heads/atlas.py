@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...pipelines.generate import check_size, environment
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
 from ...processors.attaching import architecture_of
-from ..ledger import Ledger, processes
+from ..ledger import Ledger, processes, write_file
 from ..objectives import Objective
 from .drawing import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
 from .search import Progress
@@ -108,6 +108,10 @@ class AtlasRun:
 
     def run(self, progress: Progress | None = None) -> Atlas:
         """Draw and score what is not there yet, this process its share; then everybody has everything."""
+        with self.ledger.writing():
+            return self._run(progress)
+
+    def _run(self, progress: Progress | None) -> Atlas:
         torch.set_num_threads(self.config.threads)
         begun, fresh, counted = time.monotonic(), 0, 0
         names = ["", *(text_of([head]) for head in self.heads)]
@@ -170,13 +174,9 @@ def picture_file(folder: Path, kind: str, heads: str = "") -> Path:
 
 def save(picture: Image.Image, path: Path) -> Path:
     """Write a PNG, all or nothing, on disk when this returns."""
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        picture.save(file, "PNG")
-        file.flush()
-        os.fsync(file.fileno())
-    return draft.replace(path)
+    body = BytesIO()
+    picture.save(body, "PNG")
+    return write_file(path, body.getvalue())
 
 
 def _kinds(batch: Sequence[Shot]) -> tuple[str, ...]:

@@ -105,6 +105,10 @@ class Search:
 
     def run(self, progress: Progress | None = None) -> dict[str, list[Round]]:
         """Every round of every objective, in order."""
+        with self.ledger.writing():
+            return self._run(progress)
+
+    def _run(self, progress: Progress | None) -> dict[str, list[Round]]:
         torch.set_num_threads(self.config.threads)
         self._draw([Shot("", *pair) for pair in self.config.pairs], progress)
         rounds: dict[str, list[Round]] = {name: [] for name in self.objectives}

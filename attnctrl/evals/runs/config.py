@@ -1,0 +1,105 @@
+"""What a run depends on, and what it finds: the contents of config.json and of a ledger's rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...pipelines.recipe import Environment
+from .arms import Arm
+from .sets import StyleSet
+
+SETS = "sets.jsonl"
+
+
+class RunConfig(BaseModel):
+    """All that a run depends on; the same values give the same pictures and figures, byte for byte.
+
+    `arms` are drawn for every set of `sets` (named as given, `sets_digest` is of their content). A set's seed is a hash
+    of `seed` and its id. `threads` a process and `batch_size` matter: floating point depends on both. None is the
+    model's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: int = Field(1, ge=1, le=1)
+    kind: str = "style"
+    model: str
+    sets: str
+    sets_digest: str = ""
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    baseline: str
+    metrics: tuple[str, ...] = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    repeats: int = Field(1, ge=1)
+    num_inference_steps: int | None = Field(None, gt=0)
+    height: int | None = Field(None, gt=0)
+    width: int | None = Field(None, gt=0)
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    negative_prompt: str | None = None
+    batch_size: int = Field(8, ge=2)
+    threads: int = Field(1, ge=1)
+    weights: str | None = None
+    environment: Environment | None = None
+
+    def options(self, arm: Arm) -> dict[str, Any]:
+        """The pipeline's arguments for an arm: its own stand before the run's."""
+        names = ("num_inference_steps", "height", "width", "guidance_scale", "true_cfg_scale", "negative_prompt")
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {**own, **arm.options}
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+class Row(BaseModel):
+    """One set drawn by one arm; `failed` says why there is nothing, `warned` what was odd.
+
+    `seconds` to draw, `measuring` to save and measure; `peak_mib`: the GPU's peak, on a CPU the process's (begun anew
+    where the system can). `pictures`: file below the run's folder to the SHA-256 of its bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    set: str
+    arm: str
+    seed: int
+    seconds: float = 0.0
+    measuring: float = 0.0
+    peak_mib: float = 0.0
+    pictures: dict[str, str] = {}
+    values: dict[str, float | None] = {}
+    failed: str | None = None
+    warned: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Arm and set."""
+        return self.arm, self.set
+
+
+def seed_of(seed: int, name: str, repeat: int = 0) -> int:
+    """A set's own seed, from the run's: the same on any machine."""
+    text = f"{seed}:{name}" if repeat == 0 else f"{seed}:{name}:{repeat}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def digest(sets: Sequence[StyleSet]) -> str:
+    """Of the sets' content, pictures included."""
+    return hashlib.sha256(dumped(sets).encode()).hexdigest()[:16]
+
+
+def dumped(sets: Sequence[StyleSet]) -> str:
+    """Sets as JSONL that stands alone: pictures are data URIs."""
+    return "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in sets)
+
+
+def picture_file(arm: Arm, one: str, number: int) -> str:
+    """Where a picture lies, below the run's folder."""
+    return str(Path("pictures") / arm.slug / f"{one}-{number}.png")

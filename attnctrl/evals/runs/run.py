@@ -1,0 +1,192 @@
+"""A run: every set drawn and measured under every arm, on any number of processes, killed and resumed at will."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
+from ...pipelines.generate import check_size, environment, generate
+from ...pipelines.mixin import ControlledPipeline
+from ...pipelines.presets import described
+from ...pipelines.recipe import PNG_KEY, Recipe
+from ..ledger import Ledger, processes, write_file
+from ..metrics.metric import DrawnSet, Metric
+from . import memory
+from .arms import Arm
+from .config import SETS, Row, RunConfig, digest, dumped, picture_file, seed_of
+from .sets import StyleSet
+
+Progress = Callable[[int, int, float], None]
+"""progress(items done by all processes, items in all, seconds left)."""
+
+
+class Run:
+    """A run in a folder. One item is one set under one arm: one line of the ledger, one file a picture.
+
+    Items are shared out by set. An item that fails is a row that says why, and is tried again when the run is started
+    again. Raises ControlError for a folder of another run, sets that an arm cannot draw, and a folder that cannot be
+    written to.
+    """
+
+    def __init__(
+        self,
+        pipe: ControlledPipeline,
+        config: RunConfig,
+        sets: Sequence[StyleSet],
+        metrics: Sequence[Metric],
+        folder: Path,
+    ) -> None:
+        torch.set_num_threads(config.threads)
+        for arm in config.arms:
+            options = config.options(arm)
+            check_size(pipe, options.get("height"), options.get("width"))
+            for one in sets:
+                arm.check(one)
+        self.pipe, self.metrics, self.folder = pipe, metrics, folder
+        self.sets = {one.id: one for one in sets}
+        settled = {"weights": described(pipe, config.model)["weights"], "environment": environment(pipe)}
+        self.config = config.model_copy(update={**settled, "sets_digest": digest(sets)})
+        self.state = processes()
+        self.ledger = Ledger(folder, self.config, self.state.process_index)
+        self.redrawn: list[str] = []
+
+    @property
+    def items(self) -> int:
+        """How many items the run has."""
+        return len(self.sets) * len(self.config.arms)
+
+    def rows(self) -> dict[tuple[str, str], Row]:
+        """What is done so far, by arm and set; of two lines of one item the one that did not fail."""
+        found: dict[tuple[str, str], Row] = {}
+        for lines in self.ledger.done.values():
+            row = Row.model_validate(lines[0])
+            if row.failed is None or row.key not in found:
+                found[row.key] = row
+        return found
+
+    def run(self, progress: Progress | None = None) -> dict[tuple[str, str], Row]:
+        """Draw and measure what is not there yet, this process its share; then everybody has everything."""
+        with self.ledger.writing(), _disk(self.folder):
+            if self.state.is_main_process:
+                self.ledger.write(SETS, dumped(list(self.sets.values())))
+            wanted = list(self._missing())
+            begun, lines = time.monotonic(), self.ledger.lines()
+            good = sum(row.failed is None for row in self.rows().values()) - len(self.redrawn)
+            for arm, one in wanted:
+                row = self.item(arm, one)
+                self.ledger.append(f"{arm.slug}/{one.id}{'#failed' if row.failed else ''}", [row.model_dump()])
+                if progress and self.state.is_main_process:
+                    new = self.ledger.lines() - lines
+                    done = min(self.items, good + new)
+                    progress(done, self.items, (self.items - done) * (time.monotonic() - begun) / new)
+            self.state.wait_for_everyone()
+            self.ledger.read()
+        return self.rows()
+
+    def item(self, arm: Arm, one: StyleSet) -> Row:
+        """Draw, save and measure one set under one arm."""
+        seed = seed_of(self.config.seed, one.id)
+        memory.reset()
+        begin = time.monotonic()
+        try:
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always")
+                pictures, recipe = self._drawn(arm, one, seed)
+            warned = [str(w.message) for w in raised if issubclass(w.category, NoEffectWarning | OverGuidanceWarning)]
+            drawn = time.monotonic()
+            peak = memory.peak_mib()
+            files = self._saved(arm, one, pictures, recipe)
+            values = self._measured(one, pictures)
+        except (OSError, KeyboardInterrupt) as fault:
+            if isinstance(fault, OSError) and fault.errno not in _DISK:
+                return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
+            raise
+        except Exception as fault:
+            return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
+        return Row(
+            set=one.id, arm=arm.name, seed=seed, seconds=round(drawn - begin, 4),
+            measuring=round(time.monotonic() - drawn, 4), peak_mib=round(peak, 1), pictures=files, values=values,
+            warned="; ".join(dict.fromkeys(warned)) or None,
+        )  # fmt: skip
+
+    def _drawn(self, arm: Arm, one: StyleSet, seed: int) -> tuple[list[Image.Image], Recipe]:
+        prompts = one.prompts[:1] if arm.copies and one.reference is None else one.prompts
+        recipe = Recipe(
+            model=self.config.model, prompts=prompts, control=arm.on(one), seed=seed,
+            batch_size=self.config.batch_size, **self.config.options(arm),
+        )  # fmt: skip
+        result = generate(self.pipe, recipe)
+        pictures = list(result.pictures)
+        if arm.copies:
+            leader = pictures[0] if one.reference is None else one.reference.resize(pictures[0].size)
+            pictures = [leader] * len(one.prompts)
+        return pictures, result.recipe
+
+    def _saved(self, arm: Arm, one: StyleSet, pictures: Sequence[Image.Image], recipe: Recipe) -> dict[str, str]:
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(PNG_KEY, recipe.dump())
+        files = {}
+        for number, picture in enumerate(pictures):
+            name = picture_file(arm, one.id, number)
+            body = BytesIO()
+            picture.save(body, "PNG", pnginfo=info)
+            files[name] = hashlib.sha256(body.getvalue()).hexdigest()
+            write_file(self.folder / name, body.getvalue())
+        return files
+
+    def _measured(self, one: StyleSet, pictures: Sequence[Image.Image]) -> dict[str, float | None]:
+        drawn = DrawnSet(
+            prompts=one.prompts, pictures=[picture.convert("RGB") for picture in pictures], subjects=one.subjects,
+            style=one.style, reference=one.reference, caption=one.caption,
+        )  # fmt: skip
+        return {metric.name: metric(drawn) for metric in self.metrics}
+
+    def _missing(self) -> Iterator[tuple[Arm, StyleSet]]:
+        """This process's items that are not done, or whose pictures are not what was drawn."""
+        rows = self.rows()
+        for number, one in enumerate(self.sets.values()):
+            if number % self.state.num_processes != self.state.process_index:
+                continue
+            for arm in self.config.arms:
+                row = rows.get((arm.name, one.id))
+                if row is None or row.failed is not None:
+                    yield arm, one
+                elif damaged := damaged_file(self.folder, row.pictures):
+                    self.redrawn.append(damaged)
+                    yield arm, one
+
+
+def damaged_file(folder: Path, pictures: Mapping[str, str]) -> str | None:
+    """The first picture whose bytes are not those that were drawn, if any."""
+    for name, wanted in pictures.items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+            return name
+    return None
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as fault:
+        text = f"cannot write to {folder}: {fault.strerror}; what is done is kept, make room and give the same command"
+        raise ControlError(text) from None
+
+
+def _sentence(fault: BaseException) -> str:
+    text = " ".join(str(fault).split())[:300]
+    return text if isinstance(fault, ControlError) else f"{type(fault).__name__}: {text}"

@@ -1,0 +1,108 @@
+"""Style sets: the prompts that are drawn in one style, from JSONL files or shipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ...errors import ControlError
+from ...pictures import Picture, read_picture
+from ...pipelines.recipe import explain
+
+SHIPPED = Path(__file__).parents[1] / "sets"
+
+
+class StyleSet(BaseModel):
+    """One line of a JSONL file of sets.
+
+    `prompts`: what is drawn, the first one leads; `subjects`: what each shows without the style ("a fox"), for text
+    alignment and subject fidelity; `style`: the style's name. `reference`: a picture that leads in place of the first
+    prompt, a path beside the file or a data URI, and its `caption`. `id` names files: letters, digits, . _ -
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    prompts: tuple[str, ...] = Field(min_length=1)
+    subjects: tuple[str, ...] | None = None
+    style: str | None = None
+    reference: Picture | None = None
+    caption: str = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> StyleSet:
+        if self.subjects is not None and len(self.subjects) != len(self.prompts):
+            raise ValueError(f"{len(self.subjects)} subjects for {len(self.prompts)} prompts; name one for each")
+        if any(not prompt.strip() for prompt in self.prompts):
+            raise ValueError("an empty prompt; write what is to be seen")
+        if self.caption and self.reference is None:
+            raise ValueError("a caption without a reference; add the picture that it describes")
+        return self
+
+    @property
+    def followers(self) -> int:
+        """How many pictures follow another one."""
+        return len(self.prompts) - (self.reference is None)
+
+
+def shipped() -> list[str]:
+    """Names of the files of sets that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
+
+
+def read_sets(name: str | Path) -> tuple[StyleSet, ...]:
+    """Sets from a JSONL file, or shipped ones by name; ControlError names the line of a fault."""
+    path = Path(name)
+    if path.suffix != ".jsonl" and not path.exists():
+        path = SHIPPED / f"{name}.jsonl"
+        if not path.exists():
+            raise ControlError(f"there are no sets {str(name)!r}; give a .jsonl file, or {' or '.join(shipped())}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = getattr(fault, "strerror", None) or "it is no text file"
+        raise ControlError(f"cannot read the sets {path}: {reason}") from None
+    found: dict[str, tuple[int, StyleSet]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        one = _set(path, number, line)
+        if one.id.lower() in found:
+            raise ControlError(f"{path}, line {number}: the id {one.id!r} is line {found[one.id.lower()][0]}'s already")
+        found[one.id.lower()] = number, one
+    if not found:
+        raise ControlError(f"{path} holds no set; write one JSON object a line, such as {EXAMPLE}")
+    return tuple(one for _, one in found.values())
+
+
+def spread(sets: Sequence[StyleSet], count: int | None) -> tuple[StyleSet, ...]:
+    """So many of the sets, evenly spread; all for None. ControlError for more than there are."""
+    if count is None:
+        return tuple(sets)
+    if not 1 <= count <= len(sets):
+        raise ControlError(f"there are {len(sets)} sets, and {count} were asked for; choose 1 to {len(sets)}")
+    return tuple(sets[i * len(sets) // count] for i in range(count))
+
+
+EXAMPLE = '{"id": "papercut-1", "prompts": ["a guitar in papercut art style", "a sailboat in papercut art style"]}'
+
+
+def _set(path: Path, number: int, line: str) -> StyleSet:
+    try:
+        values: Any = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError(f"a set is a JSON object, such as {EXAMPLE}")
+        reference = values.get("reference")
+        if isinstance(reference, str) and not reference.startswith("data:"):
+            values["reference"] = read_picture(path.parent / reference)
+        return StyleSet.model_validate(values)
+    except json.JSONDecodeError as fault:
+        raise ControlError(f"{path}, line {number} is no JSON: {fault.msg} at column {fault.colno}") from None
+    except ValidationError as fault:
+        raise ControlError(f"{path}, line {number}: {explain(fault)}") from None
+    except (ControlError, ValueError, OSError) as fault:
+        raise ControlError(f"{path}, line {number}: {fault}") from None
