@@ -113,12 +113,12 @@ def heads(
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
     against: Annotated[str | None, typer.Option(help="Another method to compare with than the run's baseline.")] = None,
-    device: Device = None,
+    rows: Annotated[int | None, typer.Option(help="How many sets the page shows, worst first.", min=1)] = None,
 ) -> None:
     """Write items.csv, summary.json, costs.json, table.md and report.html, one page that loads nothing, into the run."""
     from ..evals.runs.report import write_report
 
-    for path in write_report(run, against, device):
+    for path in write_report(run, against, rows):
         console.print(str(path), highlight=False, soft_wrap=True)
 
 
@@ -184,7 +184,7 @@ def _run(
         first = failed[0]
         text = f"{len(failed)} of {run.items} failed, the first: {first.arm}, {first.set}: {first.failed}"
         console.print(f"{text}; the same command tries them again", style="red", highlight=False, markup=False)
-    report(out, None, device)
+    report(out, None, None)
 
 
 def _say_begun(run: Run) -> None:

@@ -83,7 +83,7 @@ class Ledger:
         """Take in what all processes have finished."""
         self.done = {}
         for path in sorted(self.folder.glob("results-*.jsonl")):
-            for entry in _entries(path):
+            for entry in entries(path):
                 self.done[entry["id"]] = entry["rows"]
 
     def append(self, identity: str, rows: list[dict[str, Any]]) -> None:
@@ -123,7 +123,8 @@ def write_file(path: Path, body: bytes) -> Path:
         raise
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
+def entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a results file; a torn last one is left out. ControlError for a damaged one."""
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:

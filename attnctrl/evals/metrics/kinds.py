@@ -46,8 +46,6 @@ class Measured:
     """A `Metric` made of a function; its value checked."""
 
     name: str
-    says: str
-    higher_is_better: bool
     value: Callable[[DrawnSet], float | None]
 
     def __call__(self, drawn: DrawnSet) -> float | None:
@@ -69,7 +67,7 @@ def metric(text: str, models: Models) -> Metric:
         if colon and not kind.argument:
             raise ControlError(f"{name} takes nothing after the colon; write {name}, not {text!r}")
         value = import_module(f"attnctrl.evals.metrics.{kind.module}").make(name, argument, models)
-        return Measured(text, kind.says, kind.higher_is_better, value)
+        return Measured(text, value)
     if name not in OBJECTIVES and ":" not in text:
         near = get_close_matches(name, (*KINDS, *OBJECTIVES, FRECHET), n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join((*KINDS, FRECHET))}, or an objective"
@@ -80,8 +78,21 @@ def metric(text: str, models: Models) -> Metric:
         values = one(drawn.pictures, drawn.prompts)
         return sum(values) / len(values)
 
-    says = f"mean over the pictures: {OBJECTIVES[name].says}" if name in OBJECTIVES else "mean over the pictures"
-    return Measured(text, says, True, value_of)
+    return Measured(text, value_of)
+
+
+def says(text: str) -> str:
+    """What a metric's number is; empty for a user's own."""
+    name = text.partition(":")[0]
+    if name == FRECHET:
+        return "Frechet distance from the baseline's pictures in EfficientNet-lite0's features; not FID"
+    return KINDS[name].says if name in KINDS else OBJECTIVES[name].says if name in OBJECTIVES else ""
+
+
+def higher_is_better(text: str) -> bool:
+    """Whether more of a metric is better."""
+    name = text.partition(":")[0]
+    return name != FRECHET and (name not in KINDS or KINDS[name].higher_is_better)
 
 
 def metrics(texts: Sequence[str], device: str | None = None) -> list[Metric]:

@@ -57,12 +57,6 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str: ...
-    @property
-    def higher_is_better(self) -> bool: ...
-    @property
-    def says(self) -> str:
-        """What the number is, its range and its source, in a few words."""
-
     def __call__(self, drawn: DrawnSet) -> float | None: ...
 
 

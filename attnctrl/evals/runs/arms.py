@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ...control import Reference
 from ...errors import ControlError
+from ...layout import Site
 from ...pipelines.recipe import explain, read_recipe
 from ...processors import CONTROLS, AnyControl, SharingControl
 from .sets import StyleSet
@@ -80,6 +81,14 @@ class Arm(BaseModel):
             else control
             for control in self.control
         )
+
+    def check_model(self, sites: Sequence[Site]) -> None:
+        """Raise ControlError for blocks and heads that a model does not have."""
+        for control in self.control:
+            try:
+                control.where.select(sites)
+            except ControlError as fault:
+                raise ControlError(f"{self.name}: {fault}") from None
 
     def check(self, one: StyleSet) -> None:
         """Raise ControlError for a set that this arm cannot draw."""

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from ...pipelines.generate import check_size, environment, generate
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
 from ...pipelines.recipe import PNG_KEY, Recipe
+from ...processors.attaching import architecture_of
 from ..ledger import Ledger, processes, write_file
 from ..metrics.metric import DrawnSet, Metric
 from . import memory
@@ -47,7 +48,9 @@ class Run:
         folder: Path,
     ) -> None:
         torch.set_num_threads(config.threads)
+        sites = architecture_of(pipe).sites(pipe.transformer)
         for arm in config.arms:
+            arm.check_model(sites)
             options = config.options(arm)
             check_size(pipe, options.get("height"), options.get("width"))
             for one in sets:
@@ -67,12 +70,7 @@ class Run:
 
     def rows(self) -> dict[tuple[str, str], Row]:
         """What is done so far, by arm and set; of two lines of one item the one that did not fail."""
-        found: dict[tuple[str, str], Row] = {}
-        for lines in self.ledger.done.values():
-            row = Row.model_validate(lines[0])
-            if row.failed is None or row.key not in found:
-                found[row.key] = row
-        return found
+        return merged(Row.model_validate(lines[0]) for lines in self.ledger.done.values())
 
     def run(self, progress: Progress | None = None) -> dict[tuple[str, str], Row]:
         """Draw and measure what is not there yet, this process its share; then everybody has everything."""
@@ -164,6 +162,15 @@ class Run:
                 elif damaged := damaged_file(self.folder, row.pictures):
                     self.redrawn.append(damaged)
                     yield arm, one
+
+
+def merged(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    """Rows by arm and set; of several of one item the last that did not fail."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row.failed is None or row.key not in found:
+            found[row.key] = row
+    return found
 
 
 def damaged_file(folder: Path, pictures: Mapping[str, str]) -> str | None:
