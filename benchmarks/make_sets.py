@@ -24,7 +24,8 @@ SIZE, CAPTIONED, PICTURED = 4, 9, 5
 # fmt: off
 OBJECTS = (
     "a bicycle", "a lighthouse", "a teapot", "an owl", "a cactus in a pot", "a violin", "a steam train",
-    "a pair of boots", "a snail", "a windmill", "a pocket watch", "a tent", "an umbrella", "a whale", "a typewriter", "a loaf of bread",
+    "a pair of boots", "a snail", "a windmill", "a pocket watch", "a tent",
+    "an umbrella", "a whale", "a typewriter", "a loaf of bread",
     "a castle", "a beetle", "a rowing boat", "a street lamp", "a sunflower", "a radio", "a squirrel", "a bridge",
     "a suitcase", "a pear", "a rocking chair", "a hedgehog", "a telescope", "a kite",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from .models import load_model
 
 if TYPE_CHECKING:
     from ..evals.heads.search import Round, Search
-    from ..pipelines.mixin import ControlledPipeline
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 Model = Annotated[str, typer.Option(help="An embedded model, a diffusers folder or a hub id.")]
@@ -49,10 +48,10 @@ def search(
     threads: Threads = 1,
 ) -> None:
     """Find the heads whose perturbation gains most of an objective (HeadHunter); several objectives share a round."""
+    from ..evals.heads.search import Search, SearchConfig
     from ..evals.ledger import own_device
     from ..evals.objectives import Models
     from ..evals.objectives import objective as named
-    from ..evals.heads.search import Search, SearchConfig
     from ..where import Where
 
     config = SearchConfig(
@@ -96,8 +95,8 @@ def check(
     import torch
 
     from ..evals.heads.check import effect
-    from ..evals.objectives import objective as named
     from ..evals.heads.drawing import Drawing, pool
+    from ..evals.objectives import objective as named
     from ..pipelines.presets import preset_of, write_preset
     from ..where import Where
 

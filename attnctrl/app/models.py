@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from ..pipelines.mixin import ControlledPipeline
 
 
-def load_model(
-    model: str, device: str | None, dtype: str | None = None, offload: str = "none"
-) -> ControlledPipeline:
+def load_model(model: str, device: str | None, dtype: str | None = None, offload: str = "none") -> ControlledPipeline:
     """The pipeline that --model, --device, --dtype and --offload name; ControlError says what is wrong with them."""
     import diffusers
     import transformers

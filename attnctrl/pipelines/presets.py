@@ -37,8 +37,8 @@ class Effect(BaseModel):
 class HeadPreset(BaseModel):
     """Heads of one model, their u and w, where they come from, and what they do there.
 
-    `architecture`, `blocks` and `heads_a_block` must fit the model; `weights` is a digest of its values, None for presets
-    that were published for a named model.
+    `architecture`, `blocks` and `heads_a_block` must fit the model; `weights` is a digest of its values, None for
+    presets that were published for a named model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..architecture import Architecture
+from ..clock import SessionLock
 from ..control import Control
 from ..errors import ControlError
-from ..clock import SessionLock
 from ..session import Session
 from .flux import FluxArchitecture
 from .sd3 import SD3Architecture

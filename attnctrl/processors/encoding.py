@@ -26,7 +26,7 @@ def encoded(pipe: Any, reference: Reference, height: int, width: int) -> Tensor:
 def row_of(
     pipe: Any, reference: Reference, latent: Tensor, hidden: Tensor, tokens: int, text: Tensor, pooled: Tensor
 ) -> PictureRow:
-    """The row of a picture with so many image tokens, its noise drawn from the reference's seed, in the dtype of `hidden`.
+    """The row of a picture with so many image tokens, its noise drawn from the reference's seed, in `hidden`'s dtype.
 
     Raises ControlError where the latent has more channels or tokens than the transformer's input.
     """

@@ -16,11 +16,11 @@ from .sharing import Falling, SharingControl
 class FreeCus(SharingControl):
     """FreeCus: the subject of a picture appears in every prompt; its foreground is shared in the vital blocks.
 
-    Attn(Q, [a K_ref_fg ; a K_text ; K], [V_ref_fg ; V_text ; V]), a = 1.1 (`key_scale`, `text_scale`), no AdaIN, reference
-    keys at their own positions. `reference` has a `mask` for the foreground and a `caption`, which is also appended to every
-    prompt; its noise level is the `finer` one, of the reversed schedule shift, while the model hears the step's own.
-    Several references bring several subjects. Blocks: the ten vital ones of FLUX.1, elsewhere those at the same relative depth
-    (not searched anew).
+    Attn(Q, [a K_ref_fg ; a K_text ; K], [V_ref_fg ; V_text ; V]), a = 1.1 (`key_scale`, `text_scale`), no AdaIN,
+    reference keys at their own positions. `reference` has a `mask` for the foreground and a `caption`, which is also
+    appended to every prompt; its noise level is the `finer` one, of the reversed schedule shift, while the model hears
+    the step's own. Several references bring several subjects. Blocks: the ten vital ones of FLUX.1, elsewhere those at
+    the same relative depth (not searched anew).
     """
 
     kind: Literal["freecus"] = "freecus"

@@ -182,8 +182,9 @@ class SoftPAG(Perturbation):
 class PAG(Perturbation):
     """Perturbed-attention guidance: chosen blocks attend only to themselves (arXiv 2403.17377).
 
-    `rule`: `joint`, every token of the joint sequence sees itself (HeadHunter's); `self-text`, image tokens see themselves
-    and the text (diffusers' rule for SD3). No blocks are published for FLUX and SD3: a middle third by default.
+    `rule`: `joint`, every token of the joint sequence sees itself (HeadHunter's); `self-text`, image tokens see
+    themselves and the text (diffusers' rule for SD3). No blocks are published for FLUX and SD3: a middle third by
+    default.
     """
 
     kind: Literal["pag"] = "pag"

@@ -46,7 +46,7 @@ def _crop(table: Tensor, rows: int, columns: int, shift: tuple[int, int]) -> Ten
     top, left = (side - rows) // 2 + shift[0], (side - columns) // 2 + shift[1]
     if min(top, left) < 0 or top + rows > side or left + columns > side:
         raise ControlError(
-            f"a grid of {rows} x {columns} tokens moved by {shift} leaves this model's position table of {side} x {side}; "
-            "make smaller pictures, or set shift=(0, 0)"
+            f"a grid of {rows} x {columns} tokens moved by {shift} leaves this model's position table of "
+            f"{side} x {side}; make smaller pictures, or set shift=(0, 0)"
         )
     return table[top : top + rows, left : left + columns].reshape(rows * columns, -1)

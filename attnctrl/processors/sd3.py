@@ -1,4 +1,4 @@
-"""SD3 and SD3.5: token order [image, text], additive positions, joint blocks and SD3.5's second, image-only attention."""
+"""SD3 and SD3.5: tokens [image, text], additive positions, joint blocks and SD3.5's second, image-only attention."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class SD3Architecture:
     transformer = SD3Transformer2DModel
 
     def sites(self, transformer: Any) -> tuple[Site, ...]:
-        """A joint site a block, followed by the block's second attention where it has one; late: the last two thirds."""
+        """A joint site a block, then the block's second attention where it has one; late: the last two thirds."""
         count = len(transformer.transformer_blocks)
         sites = []
         for n, block in enumerate(transformer.transformer_blocks):
@@ -154,7 +154,8 @@ class SD3Architecture:
             )
         if type(stock) is FusedJointAttnProcessor2_0 and site.module.norm_q is not None:
             raise ControlError(
-                "diffusers' fused projections leave out SD3.5's query and key norms; call unfuse_qkv_projections() first"
+                "diffusers' fused projections leave out SD3.5's query and key norms; "
+                "call unfuse_qkv_projections() first"
             )
         return ControlledSD3AttnProcessor(stock, run, gates)
 

@@ -14,8 +14,8 @@ from ..layout import RowPlan
 def plan_rows(call: Call, picture: Reference | None, share: str, copies: tuple[int, int] | None = None) -> RowPlan:
     """Who reads whom. A set is the j-th image of every prompt, within each half of the batch.
 
-    Rows take after the set's first row, or the picture's own row, which stands before the prompts' rows, and read it too,
-    or its copy that stands `copies` grids away. Reference rows read nobody unless `share` is "all".
+    Rows take after the set's first row, or the picture's own row, which stands before the prompts' rows, and read it
+    too, or its copy that stands `copies` grids away. Reference rows read nobody unless `share` is "all".
     """
     reads: dict[int, list[int]] = {}
     leaders: list[int] = []

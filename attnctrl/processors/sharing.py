@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,14 +44,14 @@ class SharingControl(Control):
     text_scale: multiplies the targets' own text keys, mixed in by min(strength, 1).
     adain_queries, adain_keys, adain_values: give the targets' image features the reference's statistics.
     shift: (rows, columns) in image grids by which the shared keys stand away; (0, 1) is ShiftPE, (0, 0) leaves them.
-    additive: how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`, a second
-        copy of the reference row stands there and only supplies keys and values; `move`, the reference row itself stands
-        there (its own picture changes, no row is added); `none`. A reference picture's row is simply placed there. On tiny-sd3
-        AlignedGen keeps 0.57, 0.56 and 0.52 of the subjects with them, no certain difference (docs/style-sets.md); `copy` is
-        the default because the first picture stays what it is alone.
+    additive: how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`, a
+        second copy of the reference row stands there and only supplies keys and values; `move`, the reference row
+        itself stands there (its own picture changes, no row is added); `none`. A reference picture's row is simply
+        placed there. On tiny-sd3 AlignedGen keeps 0.57, 0.56 and 0.52 of the subjects with them, no certain difference
+        (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
     share: `reference`: rows read the set's first row; `all`: rows read every other row of the set.
-    reference: a picture, or several, to follow instead of the first row; AdaIN takes the first one's statistics. Each has
-        its own strength and mask.
+    reference: a picture, or several, to follow instead of the first row; AdaIN takes the first one's statistics. Each
+        has its own strength and mask.
     """
 
     strength: float = Field(1.0, ge=0.0, allow_inf_nan=False)
@@ -148,7 +148,7 @@ class SharingControl(Control):
 
 @dataclass(frozen=True)
 class Feed:
-    """What rows read of one reference: which rows, which of its image tokens (None: all), where they stand, how loud."""
+    """What rows read of one reference: which rows, which image tokens (None: all), where they stand, how loud."""
 
     rows: RowPlan
     tokens: Tensor | None
@@ -164,7 +164,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class SharingEffect(Effect):
-    """Attn(Q^, [a K_text ; K^ ; lambda K_ref], [V ; V_ref]) on one call; hats are AdaIN to the first feed's leading row."""
+    """Attn(Q^, [a K_text ; K^ ; lambda K_ref], [V ; V_ref]) on one call; hats: AdaIN to the first feed's leader."""
 
     feeds: tuple[Feed, ...]
     amount: Tensor | None

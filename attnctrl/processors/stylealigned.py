@@ -11,9 +11,9 @@ class StyleAligned(SharingControl):
     """StyleAligned: a set follows its reference's style by shared attention and AdaIN.
 
     Attn(Q^, [K_ref ; K^], [V_ref ; V]) with AdaIN on the targets' image queries and keys.
-    `key_scale` is the paper's score scale and ln(`strength`) its score shift (strength 2 is shift log 2; for "very famous"
-    pictures key_scale 0.5). A share of the layers: where=Where(blocks="0-56/2"). The paper's U-Net has no positions; here
-    the shared keys keep their rotary positions. Blocks: all, as published.
+    `key_scale` is the paper's score scale and ln(`strength`) its score shift (strength 2 is shift log 2; for "very
+    famous" pictures key_scale 0.5). A share of the layers: where=Where(blocks="0-56/2"). The paper's U-Net has no
+    positions; here the shared keys keep their rotary positions. Blocks: all, as published.
     """
 
     kind: Literal["stylealigned"] = "stylealigned"
