@@ -19,7 +19,8 @@ app = typer.Typer(help=__doc__, no_args_is_help=True)
 Folder = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")]
 Model = Annotated[str, typer.Option(help="An embedded model, a diffusers folder or a hub id.")]
 Metrics = Annotated[
-    str | None, typer.Option(help="Metrics by comma (attnctrl eval metrics lists them); the model's usual ones if not given.")
+    str | None,
+    typer.Option(help="Metrics by comma (attnctrl eval metrics lists them); the model's usual ones if not given."),
 ]
 Seed = Annotated[int, typer.Option(help="Of the run; every set's own is a hash of it and the set's id.")]
 Steps = Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")]
@@ -38,9 +39,15 @@ Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs 
 def style(
     out: Folder,
     sets: Annotated[str | None, typer.Option("--prompts", "--sets", help="A .jsonl of sets, or shipped ones.")] = None,
-    methods: Annotated[list[str] | None, typer.Option(help="By comma: plain, alignedgen:strength=0.3, recipe.json ...")] = None,
-    sweep: Annotated[list[str] | None, typer.Option(help="strength=0.1,0.3,1: one arm a value; may be repeated.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The method that others are compared with; else the first.")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="By comma: plain, alignedgen:strength=0.3, recipe.json ...")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="strength=0.1,0.3,1: one arm a value; may be repeated.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The method that others are compared with; else the first.")
+    ] = None,
     first: Annotated[int | None, typer.Option(help="Only so many of the sets, spread evenly.")] = None,
     model: Model = "tiny-sd3",
     metrics: Metrics = None,
@@ -115,7 +122,7 @@ def report(
     against: Annotated[str | None, typer.Option(help="Another method to compare with than the run's baseline.")] = None,
     rows: Annotated[int | None, typer.Option(help="How many sets the page shows, worst first.", min=1)] = None,
 ) -> None:
-    """Write items.csv, summary.json, costs.json, table.md and report.html, one page that loads nothing, into the run."""
+    """Write items.csv, summary.json, costs.json, table.md and report.html, one self-contained page, into the run."""
     from ..evals.runs.report import write_report
 
     for path in write_report(run, against, rows):

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
 from .mixin import ControlledPipeline
+from .preview import Preview
 from .recipe import PNG_KEY, Environment, Made, Recipe
 from .sheets import SheetRow, contact_sheet
 
@@ -27,6 +28,7 @@ INSTEAD = {"true_cfg_scale": "its classifier-free guidance is guidance_scale"}
 FLUX_PATCH = 2
 """FLUX packs 2 x 2 latents to a token in its pipeline; SD3's pipeline says its own `patch_size`."""
 Progress = Callable[[int, int], None]
+Watch = Callable[[Sequence[int], Callable[[], list[Image.Image]]], None]
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ def batches(prompts: int, batch_size: int, shared_first: bool) -> list[list[int]
     return [[0, *rest[i : i + step]] for i in range(0, max(len(rest), 1), step)]
 
 
-def generate(pipe: ControlledPipeline, recipe: Recipe, progress: Progress | None = None) -> PictureSet:
+def generate(
+    pipe: ControlledPipeline, recipe: Recipe, progress: Progress | None = None, watch: Watch | None = None
+) -> PictureSet:
     """Run a recipe on a loaded pipeline.
 
-    progress(done, total) is called after every solver step. Raises ControlError when the model cannot run it.
+    After every solver step progress(done, total) is called, and watch(numbers, look), where `numbers` are of the
+    prompts under way and look() decodes what their pictures will be. Raises ControlError when the model cannot run it.
     """
     _check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
@@ -67,7 +72,13 @@ def generate(pipe: ControlledPipeline, recipe: Recipe, progress: Progress | None
         done += 1
         if progress:
             progress(done, run.num_timesteps * len(plan))
+        if watch:
+            clean = preview.see(tensors["latents"])
+            watch(numbers, lambda: preview.pictures(clean))
         return tensors
+
+    numbers: list[int] = []
+    preview = Preview(pipe, *_size(pipe, recipe))
 
     for numbers in plan:
         generators = [torch.Generator("cpu").manual_seed(recipe.seed + i) for i in numbers]
@@ -161,6 +172,13 @@ def environment(pipe: ControlledPipeline) -> Environment:
         dtype=str(pipe.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
     )
+
+
+def _size(pipe: ControlledPipeline, recipe: Recipe) -> tuple[int, int]:
+    """Height and width that a recipe comes to."""
+    usual = pipe.default_sample_size * pipe.vae_scale_factor
+    height, width = (getattr(recipe, side) or getattr(pipe.settings, side) or usual for side in ("height", "width"))
+    return height, width
 
 
 def _settings(pipe: ControlledPipeline) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class ControlledPipeline(DiffusionPipeline):
         index["_class_name"] = self.stock.__name__
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
-    def _arguments(self, given: dict[str, Any], controls: Sequence[Control]) -> dict[str, Any]:
+    def filled(self, given: dict[str, Any], controls: Sequence[Control]) -> dict[str, Any]:
         """What the stock call gets: settings filled in, negative prompts repeated, prompts as controls amend them."""
         known = inspect.signature(self.stock.__call__).parameters
         filled = {name: value for name, value in self.settings.given().items() if name in known}
@@ -77,10 +77,15 @@ class ControlledPipeline(DiffusionPipeline):
         for name in NEGATIVES:
             if isinstance(filled.get(name), str):
                 filled[name] = [filled[name]] * len(prompts)
-        for name in PROMPTS:
-            if filled.get(name) is not None:
-                filled[name] = _amended(filled[name], controls)
-        return filled
+        return amended(filled, controls)
+
+
+def amended(call: dict[str, Any], controls: Sequence[Control]) -> dict[str, Any]:
+    """A call's arguments with the prompts as the controls want them."""
+    return {
+        name: _amended(value, controls) if name in PROMPTS and value is not None else value
+        for name, value in call.items()
+    }
 
 
 def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +97,7 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         controls = [control] if isinstance(control, Control) else list(control or ())
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
-        filled = self._arguments(given, controls)
+        filled = self.filled(given, controls)
         images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
         with attached(self, controls, images_per_prompt=images, guidance_scale=scale):
             return stock(self, **filled)

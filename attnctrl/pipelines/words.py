@@ -1,0 +1,132 @@
+"""From a prompt to its words, and to the columns of the joint text sequence in which each of them stands."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ControlError
+from ..processors.attaching import architecture_of
+
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+MARKS = re.compile("▁|</w>|Ġ")
+SLACK = 8
+"""How many characters a slow tokenizer may have left out between two pieces, spaces among them."""
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the prompt, as it is written there, and its text columns; none where it was cut off."""
+
+    text: str
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the text sequence: what was tokenized by what, its first column and its number of columns."""
+
+    tokenizer: Any
+    text: str
+    first: int
+    length: int
+
+    def columns(self, spans: Sequence[Span]) -> set[int]:
+        """The columns whose piece of the text overlaps one of `spans`."""
+        pieces = enumerate(piece_spans(self.tokenizer, self.text, self.length))
+        return {self.first + i for i, (a, b) in pieces if any(a < stop and start < b for start, stop in spans)}
+
+
+def words_of(pipe: Any, prompt: str, **call: Any) -> tuple[Word, ...]:
+    """The words of a prompt in their order, each once, with all columns of all places where it stands.
+
+    Columns count from 0 within the text that the transformer reads. FLUX: T5's (`tokenizer_2`). SD3: CLIP's, which both
+    encoders share, and then T5's; a word has columns in both. `call`: the pipeline's arguments, of which `prompt_2`,
+    `prompt_3` and `max_sequence_length` matter. Upper and lower case are the same.
+    """
+    parts = parts_of(pipe, prompt, **call)
+    found: dict[str, str] = {}
+    for part in parts:
+        for match in WORD.finditer(part.text):
+            found.setdefault(match[0].lower(), match[0])
+    return tuple(Word(text, _columns(parts, (low,))) for low, text in found.items())
+
+
+def columns_of(pipe: Any, prompt: str, words: Sequence[str], **call: Any) -> tuple[Word, ...]:
+    """The chosen words, or phrases of words that follow each other ("red fox"), with their columns as in `words_of`.
+
+    Raises ControlError for a word that is not in the prompt, and for one that the text encoders cut off.
+    """
+    parts = parts_of(pipe, prompt, **call)
+    result = []
+    for word in words:
+        lowered = tuple(match[0].lower() for match in WORD.finditer(word))
+        if not lowered or not any(_spans(part.text, lowered) for part in parts):
+            known = ", ".join(one.text for one in words_of(pipe, prompt, **call))
+            raise ControlError(f"there is no word {word!r} in the prompt; its words are {known or 'none'}")
+        columns = _columns(parts, lowered)
+        if not columns:
+            length = sum(part.length for part in {part.first: part for part in parts}.values())
+            raise ControlError(f"the word {word!r} is beyond the {length} tokens that the model reads; put it earlier")
+        result.append(Word(word, columns))
+    return tuple(result)
+
+
+def parts_of(pipe: Any, prompt: str, **call: Any) -> tuple[Part, ...]:
+    """What the pipeline's tokenizers make of the prompts, as parts of the text sequence."""
+    length = call.get("max_sequence_length") or _usual_length(pipe)
+    if architecture_of(pipe).name == "flux":
+        text = call.get("prompt_2") or prompt
+        if hasattr(pipe, "maybe_convert_prompt"):  # textual inversion: one placeholder becomes several tokens
+            text = pipe.maybe_convert_prompt(text, pipe.tokenizer_2)
+        return (Part(pipe.tokenizer_2, text, 0, length),)
+    clip = pipe.tokenizer_max_length
+    texts = prompt, call.get("prompt_2") or prompt, call.get("prompt_3") or prompt
+    parts = [Part(one, text, 0, clip) for one, text in zip((pipe.tokenizer, pipe.tokenizer_2), texts, strict=False)]
+    if pipe.tokenizer_3 is not None and pipe.text_encoder_3 is not None:
+        parts.append(Part(pipe.tokenizer_3, texts[2], clip, length))
+    return tuple(parts)
+
+
+def piece_spans(tokenizer: Any, text: str, length: int) -> list[Span]:
+    """(start, stop) within `text` of every token that is not cut off; (0, 0) for special and unreadable ones.
+
+    Fast tokenizers say it themselves. Otherwise each piece, stripped of its marks, is looked for where the last one
+    ended; one that is not found has no place.
+    """
+    if getattr(tokenizer, "is_fast", False):
+        coded = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)
+        return [(int(a), int(b)) for a, b in coded["offset_mapping"]]
+    ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    spans, end = [], 0
+    for number, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        piece = "" if number in special else MARKS.sub("", token).lower()
+        start = text.lower().find(piece, end, end + SLACK + len(piece)) if piece else -1
+        found = (start, start + len(piece)) if start >= 0 else (0, 0)
+        end = max(end, found[1])
+        spans.append(found)
+    return spans
+
+
+def _columns(parts: Sequence[Part], lowered: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(sorted({c for part in parts for c in part.columns(_spans(part.text, lowered))}))
+
+
+def _spans(text: str, lowered: tuple[str, ...]) -> list[Span]:
+    """Where the words follow each other in the text: the span of every one of them."""
+    found = [(match[0].lower(), match.span()) for match in WORD.finditer(text)]
+    spans = []
+    for i in range(len(found) - len(lowered) + 1):
+        if tuple(word for word, _ in found[i : i + len(lowered)]) == lowered:
+            spans += [span for _, span in found[i : i + len(lowered)]]
+    return spans
+
+
+def _usual_length(pipe: Any) -> int:
+    own = getattr(getattr(pipe, "settings", None), "max_sequence_length", None)
+    return int(own or inspect.signature(type(pipe).__call__).parameters["max_sequence_length"].default)
