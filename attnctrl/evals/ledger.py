@@ -136,7 +136,7 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
 def _mend(path: Path) -> None:
     """Cut a torn last line off."""
     if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
+        os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,9 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     (M. Heusel et al., "GANs trained by a two time-scale update rule", 2017.) Small populations read as farther apart.
     """
     spread = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
-    # the eigenvalues of a product of two covariances are real and not negative, but for rounding
-    roots = np.sqrt(np.maximum(np.linalg.eigvals(spread[0] @ spread[1]).real, 0))
+    # the eigenvalues of AB are those of the symmetric S B S, S the root of A; rounding may make them negative
+    values, vectors = np.linalg.eigh(spread[0])
+    half = vectors * np.sqrt(np.maximum(values, 0))
+    roots = np.sqrt(np.maximum(np.linalg.eigvalsh(half.T @ spread[1] @ half), 0))
     gap = a.mean(0) - b.mean(0)
     return float(max(0.0, gap @ gap + np.trace(spread[0]) + np.trace(spread[1]) - 2 * roots.sum()))

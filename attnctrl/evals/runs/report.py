@@ -8,6 +8,7 @@ from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -124,7 +125,7 @@ def _features(run: Finished) -> dict[tuple[str, str], np.ndarray]:
         try:
             with np.load(path) as file:
                 kept = dict(file)
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError, BadZipFile):
             kept = {}
     lite: Lite | None = None
     found, named = {}, {}

@@ -29,6 +29,7 @@ from .sets import StyleSet
 
 Progress = Callable[[int, int, float], None]
 """progress(items done by all processes, items in all, seconds left)."""
+Step = Callable[[], None]
 
 
 class Run:
@@ -60,7 +61,8 @@ class Run:
         settled = {"weights": described(pipe, config.model)["weights"], "environment": environment(pipe)}
         self.config = config.model_copy(update={**settled, "sets_digest": digest(sets)})
         self.state = processes()
-        self.ledger = Ledger(folder, self.config, self.state.process_index)
+        with _disk(folder):
+            self.ledger = Ledger(folder, self.config, self.state.process_index)
         self.redrawn: list[str] = []
 
     @property
@@ -72,16 +74,19 @@ class Run:
         """What is done so far, by arm and set; of two lines of one item the one that did not fail."""
         return merged(Row.model_validate(lines[0]) for lines in self.ledger.done.values())
 
-    def run(self, progress: Progress | None = None) -> dict[tuple[str, str], Row]:
-        """Draw and measure what is not there yet, this process its share; then everybody has everything."""
-        with self.ledger.writing(), _disk(self.folder):
+    def run(self, progress: Progress | None = None, step: Step | None = None) -> dict[tuple[str, str], Row]:
+        """Draw and measure what is not there yet, this process its share; then everybody has everything.
+
+        step() is called after every solver step; what it raises ends the run, which can go on later.
+        """
+        with _disk(self.folder), self.ledger.writing():
             if self.state.is_main_process:
                 self.ledger.write(SETS, dumped(list(self.sets.values())))
             wanted = list(self._missing())
             begun, lines = time.monotonic(), self.ledger.lines()
             good = sum(row.failed is None for row in self.rows().values()) - len(self.redrawn)
             for arm, one in wanted:
-                row = self.item(arm, one)
+                row = self.item(arm, one, step)
                 self.ledger.append(f"{arm.slug}/{one.id}{'#failed' if row.failed else ''}", [row.model_dump()])
                 if progress and self.state.is_main_process:
                     new = self.ledger.lines() - lines
@@ -91,7 +96,7 @@ class Run:
             self.ledger.read()
         return self.rows()
 
-    def item(self, arm: Arm, one: StyleSet) -> Row:
+    def item(self, arm: Arm, one: StyleSet, step: Step | None = None) -> Row:
         """Draw, save and measure one set under one arm."""
         seed = seed_of(self.config.seed, one.id)
         memory.reset()
@@ -99,7 +104,7 @@ class Run:
         try:
             with warnings.catch_warnings(record=True) as raised:
                 warnings.simplefilter("always")
-                pictures, recipe = self._drawn(arm, one, seed)
+                pictures, recipe = self._drawn(arm, one, seed, step)
             warned = [str(w.message) for w in raised if issubclass(w.category, NoEffectWarning | OverGuidanceWarning)]
             drawn = time.monotonic()
             peak = memory.peak_mib()
@@ -117,13 +122,13 @@ class Run:
             warned="; ".join(dict.fromkeys(warned)) or None,
         )  # fmt: skip
 
-    def _drawn(self, arm: Arm, one: StyleSet, seed: int) -> tuple[list[Image.Image], Recipe]:
+    def _drawn(self, arm: Arm, one: StyleSet, seed: int, step: Step | None) -> tuple[list[Image.Image], Recipe]:
         prompts = one.prompts[:1] if arm.copies and one.reference is None else one.prompts
         recipe = Recipe(
             model=self.config.model, prompts=prompts, control=arm.on(one), seed=seed,
             batch_size=self.config.batch_size, **self.config.options(arm),
         )  # fmt: skip
-        result = generate(self.pipe, recipe)
+        result = generate(self.pipe, recipe, (lambda done, total: step()) if step else None)
         pictures = list(result.pictures)
         if arm.copies:
             leader = pictures[0] if one.reference is None else one.reference.resize(pictures[0].size)

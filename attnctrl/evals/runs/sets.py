@@ -67,7 +67,7 @@ def read_sets(name: str | Path) -> tuple[StyleSet, ...]:
         reason = getattr(fault, "strerror", None) or "it is no text file"
         raise ControlError(f"cannot read the sets {path}: {reason}") from None
     found: dict[str, tuple[int, StyleSet]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         one = _set(path, number, line)
@@ -104,5 +104,5 @@ def _set(path: Path, number: int, line: str) -> StyleSet:
         raise ControlError(f"{path}, line {number} is no JSON: {fault.msg} at column {fault.colno}") from None
     except ValidationError as fault:
         raise ControlError(f"{path}, line {number}: {explain(fault)}") from None
-    except (ControlError, ValueError, OSError) as fault:
+    except (ControlError, ValueError, TypeError, OSError) as fault:
         raise ControlError(f"{path}, line {number}: {fault}") from None

@@ -172,7 +172,7 @@ def pareto(found: Sequence[ArmSummary], axes: tuple[str, str]) -> set[str]:
 
 def worst_first(run: Finished, summary: Summary) -> list[str]:
     """Ids of the sets, the one with the least of the upper axis first: its mean over methods that control something."""
-    name = summary.axes[1] if summary.axes else summary.metrics[0]
+    name = summary.axes[1] if summary.axes else (*summary.metrics, *run.config.metrics)[0]
     chosen = [arm for arm in run.config.arms if arm.control] or list(run.config.arms)
     values = np.array([run.values(arm, name) for arm in chosen]) * (1 if higher_is_better(name) else -1)
     with warnings.catch_warnings():
