@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .pipelines.flux import ControlledFluxPipeline
     from .pipelines.generate import generate
     from .pipelines.loading import load
+    from .pipelines.observe import Observation, observe
     from .pipelines.recipe import Recipe, read_recipe
     from .pipelines.sd3 import ControlledStableDiffusion3Pipeline
     from .processors import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Falling,
         FreeCus,
         NaiveSharing,
+        Observe,
         SoftPAG,
         StyleAligned,
         attached,
@@ -44,6 +46,8 @@ _HOMES = {
     "NAG": "processors",
     "NaiveSharing": "processors",
     "NoEffectWarning": "errors",
+    "Observation": "pipelines.observe",
+    "Observe": "processors",
     "OverGuidanceWarning": "errors",
     "PAG": "processors",
     "Recipe": "pipelines.recipe",
@@ -58,6 +62,7 @@ _HOMES = {
     "controlled": "pipelines.controlled",
     "generate": "pipelines.generate",
     "load": "pipelines.loading",
+    "observe": "pipelines.observe",
     "read_recipe": "pipelines.recipe",
 }
 
@@ -78,6 +83,8 @@ __all__ = [
     "FreeCus",
     "NaiveSharing",
     "NoEffectWarning",
+    "Observation",
+    "Observe",
     "OverGuidanceWarning",
     "Recipe",
     "Reference",
@@ -88,6 +95,7 @@ __all__ = [
     "controlled",
     "generate",
     "load",
+    "observe",
     "read_recipe",
 ]
 

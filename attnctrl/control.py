@@ -40,7 +40,7 @@ class Attended:
     """One site after its attention: q, k, v [B, S, H, D] as they enter the softmax (rotated), layout and gate.
 
     `out()` is the merged result [B, S, H, D], computed only if it is asked for; `attend(queries)` is what other queries
-    would get from the same keys, values and branches.
+    would get from the same keys, values and branches; `branches` are what rows read beside their own keys.
     """
 
     q: Tensor
@@ -50,6 +50,8 @@ class Attended:
     gate: Tensor | None
     out: Callable[[], Tensor]
     attend: Callable[[Tensor], Tensor]
+    branches: list[Branch]
+    site: Site
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Call:
     (start, stop); each begins with the rows that were `added`: reference pictures, copies, opposed rows;
     `conditional` says of each whether it carries the prompts. `rotary` says whether positions are rotations; then
     `shifted(rows, columns)` gives the tables of the image tokens moved so far. `memory` lives as long as one run of the
-    pipeline.
+    pipeline; `perturbed` marks a guide's second pass.
     """
 
     layout: TokenLayout
@@ -175,6 +177,7 @@ class Call:
     device: torch.device
     shifted: Callable[[int, int], Rotary]
     memory: dict[Hashable, Any]
+    perturbed: bool = False
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned the first time in this run, so that steps neither rebuild nor copy it."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attention import Backend, attend_branches
 from .control import Attended, Features, Rotary
+from .layout import Site
 
 Gates = tuple[tuple[int, Tensor | None], ...]
 """The controls that act at a site, by position, each with its gate over heads."""
@@ -23,6 +24,7 @@ def controlled_attention(
     *,
     state: Any,
     gates: Gates,
+    site: Site,
     rotary: Rotary,
     rotate: Callable[[Tensor, Rotary], Tensor],
     backend: Backend | None,
@@ -48,5 +50,5 @@ def controlled_attention(
     for position, gate in gates:
         effect = state.effects[position]
         if effect is not None:
-            out = partial(effect.output, Attended(q, k, v, state.layout, gate, out, attend))
+            out = partial(effect.output, Attended(q, k, v, state.layout, gate, out, attend, branches, site))
     return out()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ class Session:
         self._memory: dict[Hashable, Any] = {}
         self._stock: dict[int, Any] = {}
         self._hooks: list[Any] = []
+        self._untaken: list[str] = []
 
     def install(self) -> None:
         """Replace the processors of the selected sites and hook the transformer."""
@@ -86,8 +87,16 @@ class Session:
             *self.architecture.position_hooks(self.transformer, self),
         ]
 
+    def recorded(self, control: Control) -> Any:
+        """What one of the session's controls recorded in the last run, handed over once; ControlError for nothing."""
+        found = self._memory.pop(("recording", id(control)), None)
+        if found is None:
+            raise ControlError(f"{control.kind} recorded nothing: none of the steps {control.where.steps!r} came up")
+        return found
+
     def remove(self) -> None:
         """Put the very processors back and drop everything that the run has stored."""
+        self._untaken = [one.kind for one in self.controls if ("recording", id(one)) in self._memory]
         for hook in self._hooks:
             hook.remove()
         for place, stock in self._stock.items():
@@ -99,6 +108,9 @@ class Session:
 
     def warn(self) -> None:
         """Say which controls never acted although the transformer ran, and which guidance has no effect or too much."""
+        for kind in self._untaken:
+            text = f"what {kind} recorded was not taken and is lost: use attnctrl.observe or session.recorded(control)"
+            warnings.warn(text, NoEffectWarning, stacklevel=4)
         if self._guidance:
             self._guidance.warn()
         for control, acted in zip(self.controls, self.acted, strict=True):
@@ -190,7 +202,7 @@ class Session:
             i: (None if text is None else text.chunk(halves)[half], image.chunk(halves)[half])
             for i, (text, image) in kept.items()
         }
-        again = self._describe(call.layout, call.step, part, (True,))
+        again = replace(self._describe(call.layout, call.step, part, (True,)), perturbed=True)
         self._plan(again, one)
         self._perturbing = True
         try:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ControlError
+from ..pipelines.sheets import SheetRow, contact_sheet
 from .console import Bar, console
 from .models import load_model
 from .options import size_of
 
 if TYPE_CHECKING:
     from ..pipelines.observe import Observation
-    from ..pipelines.sheets import SheetRow
 
 SHEET, MAPS, HEADS = "attention.png", "maps.npz", "heads.json"
 ACROSS, AT_MOST = 8, 64
@@ -45,7 +45,6 @@ def attention(
 
     from ..pipelines.generate import check_size, new_folder, refuse_used
     from ..pipelines.observe import observe
-    from ..pipelines.sheets import contact_sheet
     from ..where import Where
 
     if map_size < 1:
@@ -78,30 +77,24 @@ def sheet_rows(found: Observation, word: str | None = None) -> list[SheetRow]:
 
     Every map has its own scale; the caption says its maximum, and how many times its mean that is.
     """
-    from ..pipelines.sheets import SheetRow
-
     word = word or found.words[0]
     reading = [label for i, label in enumerate(found.blocks) if _observed(found.maps[:, i])][:AT_MOST]
     pick = sorted({round(i * (len(found.steps) - 1) / (ACROSS - 1)) for i in range(ACROSS)})
     pictures = [found.image, *(found.overlay(one) for one in found.words)]
-    rows = _rows(SheetRow, "Words", pictures, ["the picture", *(_said(found, one, one) for one in found.words)])
-    rows += _rows(
-        SheetRow, f"“{word}” by block", [found.overlay(word, block=b) for b in reading],
-        [_said(found, b, word, block=b) for b in reading],
-    )  # fmt: skip
+    rows = _rows("Words", pictures, ["the picture", *(_said(found, one, one) for one in found.words)])
+    by_block = [found.overlay(word, block=b) for b in reading]
+    rows += _rows(f"“{word}” by block", by_block, [_said(found, b, word, block=b) for b in reading])
     chosen = [found.steps[i] for i in pick]
-    return rows + _rows(
-        SheetRow, f"“{word}” by step", [found.overlay(word, step=s) for s in chosen],
-        [_said(found, f"step {s}", word, step=s) for s in chosen],
-    )  # fmt: skip
+    by_step = [found.overlay(word, step=s) for s in chosen]
+    return rows + _rows(f"“{word}” by step", by_step, [_said(found, f"step {s}", word, step=s) for s in chosen])
 
 
 def write_maps(found: Observation, path: Path) -> None:
     """`maps` [steps, blocks, words, heads, rows, columns] with the names of its axes, as NumPy arrays."""
     import numpy as np
 
-    names = {"steps": found.steps, "blocks": found.blocks, "words": found.words}
-    np.savez_compressed(path, maps=found.maps, **{name: np.array(value) for name, value in names.items()})
+    steps, blocks, words = (np.array(names) for names in (found.steps, found.blocks, found.words))
+    np.savez_compressed(path, maps=found.maps, steps=steps, blocks=blocks, words=words)
 
 
 def write_heads(found: Observation, path: Path, model: str, seed: int) -> None:
@@ -126,9 +119,9 @@ def _said(found: Observation, title: str, word: str, **place: Any) -> str:
     return f"{title}: {values.max():.3f}, {values.max() / max(values.mean(), 1e-12):.1f} x mean"
 
 
-def _rows(kind: type[SheetRow], title: str, pictures: list[Any], captions: list[str]) -> list[SheetRow]:
+def _rows(title: str, pictures: list[Any], captions: list[str]) -> list[SheetRow]:
     starts = range(0, len(pictures), ACROSS)
-    return [kind(title if not i else "", pictures[i : i + ACROSS], captions[i : i + ACROSS]) for i in starts]
+    return [SheetRow(title if not i else "", pictures[i : i + ACROSS], captions[i : i + ACROSS]) for i in starts]
 
 
 def _observed(values: Any) -> bool:

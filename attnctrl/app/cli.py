@@ -1,4 +1,4 @@
-"""The command line: attnctrl demo, generate, run, info, methods, embedded."""
+"""The command line: attnctrl demo, generate, run, info, methods, app, eval, heads, embedded."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rich.table import Table
 from ..embedded import MODELS
 from ..embedded.commands import app as embedded
 from ..errors import ControlError
+from .app_cli import app as app_command
+from .attention_cli import attention
 from .eval_cli import app as eval_app
 from .heads_cli import app as heads_app
 from .models import load_model
@@ -38,6 +40,8 @@ app = typer.Typer(
 app.add_typer(embedded, name="embedded")
 app.add_typer(heads_app, name="heads")
 app.add_typer(eval_app, name="eval")
+app.command("app")(app_command)
+app.command()(attention)
 Model = Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, a diffusers folder or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]

@@ -92,12 +92,17 @@ def generate(
         for i, picture in zip(numbers, result.images, strict=True):
             pictures.setdefault(i, picture)
     ordered = tuple(pictures[i] for i in range(len(recipe.prompts)))
+    return finished(pipe, recipe, ordered)
+
+
+def finished(pipe: ControlledPipeline, recipe: Recipe, pictures: Sequence[Image.Image]) -> PictureSet:
+    """Pictures with the recipe that made them, settings and environment written out."""
     made = tuple(
         Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed + i, sha256=pixel_hash(picture))
-        for i, (prompt, picture) in enumerate(zip(recipe.prompts, ordered, strict=True))
+        for i, (prompt, picture) in enumerate(zip(recipe.prompts, pictures, strict=True))
     )
     settled = {**_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
-    return PictureSet(ordered, recipe.model_copy(update=settled))
+    return PictureSet(tuple(pictures), recipe.model_copy(update=settled))
 
 
 def write_set(result: PictureSet, folder: Path, rows: Sequence[SheetRow] | None = None, heading: str = "") -> None:

@@ -59,7 +59,11 @@ class Observation:
         `block`: a global number or a label; `step`: the solver's. ControlError for what was not observed.
         """
         steps = slice(None) if step is None else [_place("step", step, self.steps)]
-        blocks = slice(None) if block is None else [self._block(block)]
+        blocks = (
+            slice(None)
+            if block is None
+            else [_place("block", block, self.blocks if isinstance(block, str) else self.numbers)]
+        )
         heads = slice(None) if head is None else [_place("head", head, range(self.maps.shape[3]))]
         chosen = self.maps[steps][:, blocks][:, :, _place("word", word.lower(), [w.lower() for w in self.words])]
         rows, columns = chosen.shape[-2:]
@@ -81,13 +85,6 @@ class Observation:
         """The map in colour over the dimmed picture, at least 384 px; brightest is `top` (None: the map's maximum)."""
         return overlaid(self.image, self.map(word, block, head, step), top)
 
-    def _block(self, block: int | str) -> int:
-        if isinstance(block, str):
-            return _place("block", block, self.blocks)
-        places = [i for i, number in enumerate(self.numbers) if number == block]
-        reading = [i for i in places if not np.isnan(self.maps[:, i]).all()]
-        return (reading or places or [_place("block", block, self.numbers)])[0]
-
 
 def observe(
     pipe: Any,
@@ -104,9 +101,9 @@ def observe(
     """Run a pipeline once and record what one of its pictures attends to; the pictures stay bit-equal.
 
     pipe: a FLUX or SD3 pipeline, of attnctrl or of diffusers. words: words or phrases of the prompt; None: all of three
-    letters or more but "and", "the", "with" and their like. control: controls of the run; shared keys count in every share. where: blocks, heads and steps.
-    row: which picture of the run; of `num_images_per_prompt` n, the j-th of prompt i is i n + j. size: maps
-    are averaged down to at most so many tokens a side. call: what the pipeline takes.
+    letters or more but "and", "the", "with" and their like. control: controls of the run; keys that they share count in
+    every share. where: blocks, heads and steps. row: which picture of the run; the j-th of prompt i is i n + j, with n
+    `num_images_per_prompt`. size: maps are averaged down to at most so many tokens a side. call: the pipeline's own.
     Raises ControlError for unknown words, words that the text encoders cut off, and what no picture comes of.
     """
     for name, usual in (("output_type", "pil"), ("return_dict", True)):

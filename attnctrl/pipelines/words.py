@@ -87,7 +87,7 @@ def parts_of(pipe: Any, prompt: str, **call: Any) -> tuple[Part, ...]:
     clip = pipe.tokenizer_max_length
     texts = prompt, call.get("prompt_2") or prompt, call.get("prompt_3") or prompt
     parts = [Part(one, text, 0, clip) for one, text in zip((pipe.tokenizer, pipe.tokenizer_2), texts, strict=False)]
-    if pipe.tokenizer_3 is not None and pipe.text_encoder_3 is not None:
+    if pipe.text_encoder_3 is not None:
         parts.append(Part(pipe.tokenizer_3, texts[2], clip, length))
     return tuple(parts)
 
@@ -96,20 +96,25 @@ def piece_spans(tokenizer: Any, text: str, length: int) -> list[Span]:
     """(start, stop) within `text` of every token that is not cut off; (0, 0) for special and unreadable ones.
 
     Fast tokenizers say it themselves. Otherwise each piece, stripped of its marks, is looked for where the last one
-    ended; one that is not found has no place.
+    ended; one that is not found has no place, and a mark alone is where the next piece is.
     """
     if getattr(tokenizer, "is_fast", False):
         coded = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)
         return [(int(a), int(b)) for a, b in coded["offset_mapping"]]
     ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
     special = set(tokenizer.all_special_ids)
-    spans, end = [], 0
+    spans: list[Span] = []
+    marks: list[bool] = []
+    end = 0
     for number, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
         piece = "" if number in special else MARKS.sub("", token).lower()
         start = text.lower().find(piece, end, end + SLACK + len(piece)) if piece else -1
         found = (start, start + len(piece)) if start >= 0 else (0, 0)
         end = max(end, found[1])
         spans.append(found)
+        marks.append(number not in special and not piece)
+    for i in reversed(range(len(spans) - 1)):
+        spans[i] = spans[i + 1] if marks[i] else spans[i]
     return spans
 
 

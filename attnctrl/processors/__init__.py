@@ -11,6 +11,7 @@ from .blockwise import SLG, TPG
 from .freecus import FreeCus, described
 from .nag import NAG
 from .naive import NaiveSharing
+from .observing import Observe
 from .perturbation import PAG, SEG, SoftPAG
 from .sharing import Falling, SharingControl
 from .stylealigned import StyleAligned
@@ -41,6 +42,7 @@ __all__ = [
     "Falling",
     "FreeCus",
     "NaiveSharing",
+    "Observe",
     "SharingControl",
     "SoftPAG",
     "StyleAligned",

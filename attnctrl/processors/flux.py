@@ -32,8 +32,8 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 class ControlledFluxAttnProcessor:
     """FLUX's joint attention with the phases of a session's controls; otherwise the stock processor's arithmetic."""
 
-    def __init__(self, stock: FluxAttnProcessor, run: Any, gates: Gates) -> None:
-        self.stock, self.run, self.gates = stock, run, gates
+    def __init__(self, stock: FluxAttnProcessor, run: Any, gates: Gates, site: Site) -> None:
+        self.stock, self.run, self.gates, self.site = stock, run, gates, site
 
     @property
     def _attention_backend(self) -> Any:
@@ -68,7 +68,7 @@ def flux_attention(
 ) -> tuple[Any, Tensor]:
     """What a controlled FLUX processor returns, and the image queries [B, S, H, D] before rotation.
 
-    `processor` has the session's `run`, its `gates` at this site and the `stock` processor.
+    `processor` has the session's `run`, its `gates` at this `site` and the `stock` processor.
     """
     projected = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
     q, k, v = (x.unflatten(-1, (-1, attn.head_dim)) for x in projected[:3])
@@ -84,6 +84,7 @@ def flux_attention(
         v,
         state=processor.run.call,
         gates=processor.gates,
+        site=processor.site,
         rotary=image_rotary_emb,
         rotate=rotate,
         backend=Backend(processor.stock._attention_backend, processor.stock._parallel_config),
@@ -101,9 +102,9 @@ def flux_attention(
 class ControlledFluxIPProcessor(FluxIPAdapterAttnProcessor):
     """The same in a block with an IP-Adapter, whose own attention to the picture prompt stays as it is."""
 
-    def __init__(self, stock: FluxIPAdapterAttnProcessor, run: Any, gates: Gates) -> None:
+    def __init__(self, stock: FluxIPAdapterAttnProcessor, run: Any, gates: Gates, site: Site) -> None:
         torch.nn.Module.__init__(self)
-        self.stock, self.run, self.gates = stock, run, gates
+        self.stock, self.run, self.gates, self.site = stock, run, gates, site
 
     @property
     def scale(self) -> Any:
@@ -165,7 +166,7 @@ class FluxArchitecture:
             )
         if stock._parallel_config is not None:
             raise ControlError("controls do not run under context parallelism; load the model without it")
-        return kinds[type(stock)](stock, run, gates)
+        return kinds[type(stock)](stock, run, gates, site)
 
     def layout(self, transformer: Any, arguments: Arguments) -> TokenLayout:
         """Text first; image ids are (0, row, column), those of condition images have another first id."""

@@ -34,8 +34,8 @@ class ControlledSD3AttnProcessor:
     Serves `attn` (image and text) and SD3.5's `attn2` (image only); fused projections too.
     """
 
-    def __init__(self, stock: Any, run: Any, gates: Gates) -> None:
-        self.stock, self.run, self.gates = stock, run, gates
+    def __init__(self, stock: Any, run: Any, gates: Gates, site: Site) -> None:
+        self.stock, self.run, self.gates, self.site = stock, run, gates, site
 
     def __call__(
         self,
@@ -53,9 +53,9 @@ class ControlledSD3AttnProcessor:
 class ControlledSD3IPProcessor(SD3IPAdapterJointAttnProcessor2_0):
     """The same in a block with an IP-Adapter, whose own attention to the picture prompt stays as it is."""
 
-    def __init__(self, stock: SD3IPAdapterJointAttnProcessor2_0, run: Any, gates: Gates) -> None:
+    def __init__(self, stock: SD3IPAdapterJointAttnProcessor2_0, run: Any, gates: Gates, site: Site) -> None:
         torch.nn.Module.__init__(self)
-        self.stock, self.run, self.gates = stock, run, gates
+        self.stock, self.run, self.gates, self.site = stock, run, gates, site
 
     @property
     def scale(self) -> float:
@@ -105,7 +105,15 @@ def sd3_attention(
     else:
         q, k = _normed(q, attn.norm_q), _normed(k, attn.norm_k)
     out = controlled_attention(
-        q, k, v, state=processor.run.call, gates=processor.gates, rotary=None, rotate=unturned, backend=None
+        q,
+        k,
+        v,
+        state=processor.run.call,
+        gates=processor.gates,
+        site=processor.site,
+        rotary=None,
+        rotate=unturned,
+        backend=None,
     )
     out = out.flatten(2, 3).to(q.dtype)
     if text is None:
@@ -146,7 +154,7 @@ class SD3Architecture:
         """Raises ControlError where an unknown processor stands, or one that diffusers itself gets wrong."""
         stock: Any = site.module.processor
         if type(stock) is SD3IPAdapterJointAttnProcessor2_0:
-            return ControlledSD3IPProcessor(stock, run, gates)
+            return ControlledSD3IPProcessor(stock, run, gates, site)
         if type(stock) not in (JointAttnProcessor2_0, FusedJointAttnProcessor2_0):
             raise ControlError(
                 f"{site.label} has a {type(stock).__name__}, which a control here cannot carry: "
@@ -157,7 +165,7 @@ class SD3Architecture:
                 "diffusers' fused projections leave out SD3.5's query and key norms; "
                 "call unfuse_qkv_projections() first"
             )
-        return ControlledSD3AttnProcessor(stock, run, gates)
+        return ControlledSD3AttnProcessor(stock, run, gates, site)
 
     def layout(self, transformer: Any, arguments: Arguments) -> TokenLayout:
         """Image first, then text."""

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from . import look
+from .api import endpoints
 from .engine import Engine
 from .frame import Frame, all_tabs
 from .limits import Limits
@@ -32,6 +33,7 @@ def app(
             for tab in all_tabs():
                 with gr.Tab(tab.title, id=tab.title):
                     tab.build(frame)
+        endpoints(frame)
         gr.Timer(60).tick(store.sweep, None, None, queue=False, api_visibility="private")
 
         def leave(request: gr.Request) -> None:

@@ -54,8 +54,9 @@ class Frame:
         return self.store.of(request.session_hash if request else None)
 
     def work(
-        self, tab: str, run: gr.Button, cancel: gr.Button, status: gr.HTML, inputs: Sequence[Any], outputs: Sequence[Any],
-        do: Callable[[Job, Session, Sequence[Any]], Any], show: Callable[[Any, Session], Values],
+        self, tab: str, run: gr.Button, cancel: gr.Button, status: gr.HTML, inputs: Sequence[Any],
+        outputs: Sequence[Any], do: Callable[[Job, Session, Sequence[Any]], Any],
+        show: Callable[[Any, Session], Values],
         during: Callable[[Update], Values] = lambda update: {},
     ) -> gr.events.Dependency:  # fmt: skip
         """Wire a button to long work: `do` in a thread, `during` for every update, `show` for the result.

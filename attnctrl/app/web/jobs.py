@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 
-class Cancelled(Exception):
-    """The visitor does not want it any more."""
+class Cancelled(BaseException):
+    """The visitor does not want it any more; no failure, so that `except Exception` lets it pass."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,15 @@ CSS = """
 .ac-note b { margin-right: .4em; }
 .ac-gallery .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
 .ac-gallery { min-height: 0 !important; }
+.ac-flush .html-container { padding: 0; }
 .ac-small img { image-rendering: auto; }
+.ac-table { overflow-x: auto; }
+.ac-table table { border-collapse: separate; border-spacing: 2px; font-size: .85rem;
+  font-variant-numeric: tabular-nums; }
+.ac-table caption { text-align: left; color: var(--body-text-color-subdued); padding-bottom: .3rem; }
+.ac-table th { font-weight: 500; color: var(--body-text-color-subdued); padding: 0 .4rem; text-align: right;
+  white-space: nowrap; }
+.ac-table td { padding: .2rem .5rem; text-align: right; border-radius: 4px; }
 footer { opacity: .75; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
