@@ -91,7 +91,7 @@ def by_block(seen: Observation, word: str, where: dict[str, Any]) -> list[tuple[
     found = []
     for label in seen.blocks:
         try:
-            found.append((seen.overlay(word, **{**where, "block": label}), label))
+            found.append((seen.overlay(word, **{**where, "block": label}), label.partition(" ")[0]))
         except ControlError:
             continue
     return found[:SHOWN]

@@ -20,7 +20,7 @@ from ....evals.metrics.kinds import EMBEDDED, FRECHET, GENERAL
 from ....evals.metrics.kinds import metrics as named
 from ....evals.runs.arms import arms
 from ....evals.runs.config import RunConfig
-from ....evals.runs.report import PAGE, TABLE, write_report
+from ....evals.runs.report import PAGE, write_report
 from ....evals.runs.run import Run
 from ....evals.runs.sets import StyleSet, read_sets, spread
 from .. import look
@@ -140,11 +140,10 @@ def build(frame: Frame) -> None:
         with gr.Column(scale=3, min_width=320):
             says = "Every method draws every set; the report compares them with intervals."
             status = gr.HTML(look.said(says), elem_id="eval-status")
-            table = gr.Markdown(elem_id="eval-table")
             with gr.Row():
                 page = gr.DownloadButton("The report (one page)", interactive=False, elem_id="eval-report")
                 whole = gr.DownloadButton("The whole run (zip)", interactive=False)
-            shown = gr.HTML(elem_id="eval-shown")
+    shown = gr.HTML(elem_id="eval-shown")
 
     def show(found: Finished, session: Session) -> Values:
         archive = shutil.make_archive(str(found.folder.parent / "run"), "zip", found.folder.parent, "run")
@@ -154,14 +153,13 @@ def build(frame: Frame) -> None:
             'style="width:100%;height:78vh;border:1px solid var(--border-color-primary);border-radius:10px"></iframe>'
         )
         return {
-            table: (found.folder / TABLE).read_text(encoding="utf-8").split("\n\n")[0],
             page: gr.update(value=str(found.folder / PAGE), interactive=True),
             whole: gr.update(value=archive, interactive=True),
             shown: frame_of,
         }
 
     inputs = [methods, strengths, source, upload, count, *chosen.components]
-    frame.work("evaluate", start, cancel, status, inputs, [table, page, whole, shown], partial(run, frame), show)
+    frame.work("evaluate", start, cancel, status, inputs, [page, whole, shown], partial(run, frame), show)
     source.change(lambda one: gr.update(visible=one == OWN), [source], [upload], **AT_ONCE)
 
     def estimate(request: gr.Request, *values: Any) -> str:
