@@ -128,8 +128,9 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            yield json.loads(line)
-        except ValueError:
+            entry = json.loads(line)
+            yield {"id": str(entry["id"]), "rows": list(entry["rows"])}
+        except (ValueError, TypeError, KeyError):
             raise ControlError(f"{path}, line {number} is damaged; delete that line to compute it again") from None
 
 

@@ -137,7 +137,7 @@ def _measure(text: str, models: Models) -> Measure:
 
 
 def _combined(name: str, argument: str, models: Models) -> Score:
-    weighted = [_weighted(part) for part in _parts(argument)]
+    weighted = [weight_of(part) for part in parts_of(argument)]
     if name == "harmonic" and any(weight != 1 for weight, _ in weighted):
         raise ControlError(f"harmonic takes no weights: {argument!r}")
     parts = [(weight, _measure(text, models)) for weight, text in weighted]
@@ -154,7 +154,7 @@ def _harmonic(values: Sequence[float]) -> float:
     return len(values) / fsum(1 / value for value in values) if least > 0 else least
 
 
-def _parts(text: str) -> list[str]:
+def parts_of(text: str) -> list[str]:
     """The text cut at each + outside parentheses."""
     parts, depth = [""], 0
     for letter in text:
@@ -172,7 +172,7 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _weighted(part: str) -> tuple[float, str]:
+def weight_of(part: str) -> tuple[float, str]:
     match = _WEIGHTED.fullmatch(part)
     weight, text = (float(match[1]), match[2].strip()) if match else (1.0, part)
     return weight, text[1:-1] if text.startswith("(") and text.endswith(")") else text

@@ -64,7 +64,7 @@ def endpoints(frame: Frame) -> None:
 
     def generate_set(
         request: gr.Request, prompts: str, style: str, strength: float, model: str, seed: int, num_inference_steps: int,
-        size: str, blocks: str, reference: Any, caption: str,
+        size: str, blocks: str, reference: Any = None, caption: str = "",
     ) -> tuple[Any, Any]:  # fmt: skip
         """Draw prompts in one style.
 
@@ -156,8 +156,9 @@ def endpoints(frame: Frame) -> None:
             return made.pictures[0], overlay, {"blocks": seen.blocks, "statistics": told}
 
     def evaluate_methods(
-        request: gr.Request, methods: str, sets: Any, count: int, model: str, seed: int, num_inference_steps: int
-    ) -> tuple[Any, Any, Any]:
+        request: gr.Request, methods: str, sets: Any = None, count: int = 4, model: str = models[0], seed: int = 0,
+        num_inference_steps: int = 0,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         """Draw style sets with several methods, measure and compare them.
 
         Args:

@@ -55,7 +55,10 @@ class Engine:
             raise ControlError(
                 f"this server does not offer the model {recipe.model!r}; choose {', '.join(self.models)}"
             )
-        self.limits.check(recipe.model, recipe.prompts, recipe.width, recipe.height, recipe.num_inference_steps)
+        size = recipe.width, recipe.height
+        self.limits.check(recipe.model, recipe.prompts, *size, recipe.num_inference_steps)
+        if recipe.negative_prompt:
+            self.limits.check(recipe.model, (recipe.negative_prompt,), *size, recipe.num_inference_steps)
 
     def draw(self, job: Job, recipe: Recipe, doing: str, steps: int) -> PictureSet:
         """Draw a recipe's pictures as a part of a job of so many of its planned steps, with previews."""

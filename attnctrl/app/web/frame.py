@@ -158,7 +158,9 @@ def _foreign(path: Path) -> Any:
         else:
             text = path.read_text(encoding="utf-8")
         body = json.loads(text)
-    except (OSError, UnicodeDecodeError, SyntaxError, Image.DecompressionBombError, json.JSONDecodeError):
+    except ControlError:
+        raise
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError):
         raise ControlError("this file is no recipe; drop a recipe.json or a PNG that was made here") from None
     _refuse_paths(body)
     return body

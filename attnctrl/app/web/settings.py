@@ -35,8 +35,8 @@ class Settings:
             "model": given["model"],
             "seed": seed,
             "num_inference_steps": int(steps) if steps else None,
-            "guidance_scale": given["guidance"],
-            "true_cfg_scale": given["true_cfg"],
+            "guidance_scale": given["guidance"] or None,  # a number that was emptied comes as 0
+            "true_cfg_scale": given["true_cfg"] or None,
             "negative_prompt": (given["negative"] or "").strip() or None,
             **size_of((given["size"] or "").strip() or None),
         }
@@ -46,7 +46,8 @@ class Settings:
     @staticmethod
     def restored(recipe: Recipe, where: Mapping[str, str]) -> list[Any]:
         """Values of the components, as they made a recipe."""
-        size = None if recipe.width is None else f"{recipe.width}x{recipe.height}"
+        sides = [side for side in (recipe.width, recipe.height) if side is not None]
+        size = "x".join(map(str, sides)) or None
         return [
             recipe.model, recipe.seed, False, size, recipe.num_inference_steps, recipe.guidance_scale,
             recipe.true_cfg_scale, recipe.negative_prompt, where.get("blocks"), where.get("heads"), where.get("steps"),

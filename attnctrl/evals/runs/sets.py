@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...errors import ControlError
-from ...pictures import Picture, read_picture
+from ...pictures import DATA_URI, Picture, read_picture
 from ...pipelines.recipe import explain
 
 SHIPPED = Path(__file__).parents[1] / "sets"
@@ -54,8 +54,11 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
 
 
-def read_sets(name: str | Path) -> tuple[StyleSet, ...]:
-    """Sets from a JSONL file, or shipped ones by name; ControlError names the line of a fault."""
+def read_sets(name: str | Path, paths: bool = True) -> tuple[StyleSet, ...]:
+    """Sets from a JSONL file, or shipped ones by name; ControlError names the line of a fault.
+
+    With `paths` off, references by path are refused: the file is a stranger's.
+    """
     path = Path(name)
     if path.suffix != ".jsonl" and not path.exists():
         path = SHIPPED / f"{name}.jsonl"
@@ -70,7 +73,7 @@ def read_sets(name: str | Path) -> tuple[StyleSet, ...]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        one = _set(path, number, line)
+        one = _set(path, number, line, paths)
         if one.id.lower() in found:
             raise ControlError(f"{path}, line {number}: the id {one.id!r} is line {found[one.id.lower()][0]}'s already")
         found[one.id.lower()] = number, one
@@ -91,14 +94,16 @@ def spread(sets: Sequence[StyleSet], count: int | None) -> tuple[StyleSet, ...]:
 EXAMPLE = '{"id": "papercut-1", "prompts": ["a guitar in papercut art style", "a sailboat in papercut art style"]}'
 
 
-def _set(path: Path, number: int, line: str) -> StyleSet:
+def _set(path: Path, number: int, line: str, paths: bool) -> StyleSet:
     try:
         values: Any = json.loads(line)
         if not isinstance(values, dict):
             raise ValueError(f"a set is a JSON object, such as {EXAMPLE}")
         reference = values.get("reference")
-        if isinstance(reference, str) and not reference.startswith("data:"):
-            values["reference"] = read_picture(path.parent / reference)
+        if reference is not None and not str(reference).startswith(DATA_URI):
+            if not paths:
+                raise ValueError(f"give the reference inside the file, as {DATA_URI}...")
+            values["reference"] = read_picture(path.parent / str(reference))
         return StyleSet.model_validate(values)
     except json.JSONDecodeError as fault:
         raise ControlError(f"{path}, line {number} is no JSON: {fault.msg} at column {fault.colno}") from None
