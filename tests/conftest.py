@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
+from run_fixtures import copied, drawer, single, small, whole  # noqa: F401
 from tiny import tiny_flux
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other

@@ -102,7 +102,10 @@ class Ledger:
 
 
 def _refuse_another(own: Path, text: str) -> None:
-    begun = json.loads(own.read_text(encoding="utf-8"))
+    try:
+        begun = json.loads(own.read_bytes())
+    except ValueError:
+        raise ControlError(f"{own} is damaged; give a new --out, or put the file back") from None
     if begun != json.loads(text):
         named = ", ".join(_differing(begun, json.loads(text)))
         raise ControlError(f"{own.parent} was begun with another {named}; give a new --out, or the same settings")

@@ -60,7 +60,7 @@ def generate(
     After every solver step progress(done, total) is called, and watch(numbers, look), where `numbers` are of the
     prompts under way and look() decodes what their pictures will be. Raises ControlError when the model cannot run it.
     """
-    _check_arguments(pipe, recipe)
+    check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
     leads = any(control.leads for control in recipe.control)
     plan = batches(len(recipe.prompts), recipe.batch_size, leads)
@@ -191,7 +191,8 @@ def _settings(pipe: ControlledPipeline) -> dict[str, Any]:
     return {name: value for name, value in pipe.settings.given().items() if name in known}
 
 
-def _check_arguments(pipe: ControlledPipeline, recipe: Recipe) -> None:
+def check_arguments(pipe: ControlledPipeline, recipe: Recipe) -> None:
+    """Raise ControlError for a pipeline that starts from a picture, and for arguments that it does not have."""
     name, known = pipe.stock.__name__, inspect.signature(pipe.stock.__call__).parameters
     if STARTED & known.keys():
         text = "StableDiffusion3Pipeline" if name.startswith("StableDiffusion3") else "FluxPipeline"

@@ -17,7 +17,7 @@ CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
 .ac-title h1 { font-size: 1.55rem; letter-spacing: -.015em; margin: 0; }
 .ac-title p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
-.ac-status { min-height: 2.6rem; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
+.ac-status { min-height: 2.2rem; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
 .ac-status .ac-track { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
 .ac-status .ac-track i { display: block; height: 100%; background: var(--color-accent); transition: width .25s linear; }
 .ac-status span { display: block; margin-top: .35rem; font-size: .9rem; overflow-wrap: anywhere; }
@@ -28,6 +28,11 @@ CSS = """
 .ac-note b { margin-right: .4em; }
 .ac-gallery .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
 .ac-gallery { min-height: 0 !important; }
+.ac-gallery .grid-wrap { padding-top: 2.1rem; }
+.ac-gallery .thumbnail-lg { aspect-ratio: auto; height: auto; background: none; }
+.ac-gallery .thumbnail-lg img { aspect-ratio: 1; height: auto; border-radius: 6px; }
+.ac-gallery .thumbnail-lg .caption-label { position: static; display: block; max-width: none; padding: .15rem .1rem 0;
+  border: 0; background: none; text-align: left; font-size: .78rem; white-space: normal; line-height: 1.25; }
 .ac-flush .html-container { padding: 0; }
 .ac-small img { image-rendering: auto; }
 .ac-table { overflow-x: auto; }

@@ -60,7 +60,7 @@ def settings(engine: Engine, heads: bool = True) -> Settings:
     with gr.Row():
         model = gr.Dropdown(list(engine.models), value=engine.models[0], label="Model", scale=2)
         seed = gr.Number(3, label="Seed", precision=0, minimum=0, maximum=2**53, scale=1)
-        fresh = gr.Checkbox(False, label="New seed each time", container=False, scale=1)
+    fresh = gr.Checkbox(False, label="New seed each time", container=False)
     with gr.Accordion("Advanced", open=False):
         with gr.Row():
             size = gr.Textbox(label="Size", placeholder="the model's own; 64 or 80x48", max_lines=1)

@@ -39,6 +39,7 @@ GROUPS = MappingProxyType(
     }
 )
 _WHERE = ("blocks", "heads", "steps")
+_GIVEN = ("kind", "reference", "where")
 _OPTIONS = ("negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "true_cfg_scale")
 _STANDIN = Reference(picture=Image.new("RGB", (8, 8)), caption="the set's reference")
 _CONTROLS: TypeAdapter[tuple[AnyControl, ...]] = TypeAdapter(tuple[AnyControl, ...])
@@ -132,6 +133,8 @@ def arms(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[Arm, ...]:
 
 def _arm(text: str) -> Arm:
     name, _, settings = text.partition(":")
+    if name in GROUPS:
+        raise ControlError(f"{name} is a group of methods and takes no settings; give them to one method")
     values = dict(_setting(part) for part in settings.split(";") if part.strip())
     if name.endswith((".json", ".png")):
         recipe = read_recipe(name)
@@ -188,6 +191,8 @@ def _with(arm: Arm, key: str, value: Any) -> Arm | None:
     """The arm with another setting, in every control that has it; None where none has."""
     if not _has(arm, key):
         return None
+    if key in _GIVEN:
+        raise ControlError(f"{key} cannot be set in a method's text; the sets bring references, or write a recipe")
     changed = []
     for control in arm.control:
         body = control.model_dump()

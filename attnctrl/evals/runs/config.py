@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...pipelines.recipe import Environment
 from .arms import Arm
@@ -46,6 +46,13 @@ class RunConfig(BaseModel):
     threads: int = Field(1, ge=1)
     weights: str | None = None
     environment: Environment | None = None
+
+    @model_validator(mode="after")
+    def _compares(self) -> RunConfig:
+        names = [arm.name for arm in self.arms]
+        if self.baseline not in names:
+            raise ValueError(f"the run has no method {self.baseline!r} to compare with; it has {', '.join(names)}")
+        return self
 
     def options(self, arm: Arm) -> dict[str, Any]:
         """The pipeline's arguments for an arm: its own stand before the run's."""

@@ -72,7 +72,7 @@ def read_run(folder: Path) -> Finished:
     try:
         config = RunConfig.model_validate_json((folder / CONFIG).read_bytes())
         lines = [entry["rows"] for path in sorted(folder.glob("results-*.jsonl")) for entry in entries(path)]
-        rows = merged(Row.model_validate(line[0]) for line in lines)
+        rows = merged(folder, lines)
     except ValidationError as fault:
         raise ControlError(f"{folder} holds no run of attnctrl eval: {explain(fault)}") from None
     if not (folder / SETS).is_file():

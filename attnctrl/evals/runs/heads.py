@@ -18,6 +18,8 @@ def head_arms(
     pipe: Any, model: str, texts: Sequence[str], random_sets: int, seed: int, strength: float | None, u: float | None
 ) -> tuple[Arm, ...]:
     """Plain, every named set of heads, and its random ones (a series of their own); ControlError for unknown heads."""
+    if random_sets < 0:
+        raise ControlError(f"{random_sets} random sets; give 0 or more")
     found = [Arm(name=PLAIN, series=PLAIN)]
     every = pool(pipe, Where())
     for text in texts:
@@ -33,7 +35,9 @@ def head_arms(
 
 
 def prompt_sets(prompts: Sequence[str], repeats: int, batch_size: int) -> tuple[StyleSet, ...]:
-    """The prompts in batches, as often as asked; nothing leads in them."""
+    """The prompts in batches, as often as asked; nothing leads in them. ControlError for none."""
+    if repeats < 1 or batch_size < 2:
+        raise ControlError(f"repeats {repeats}, batch size {batch_size}: draw at least once, and two at a time")
     parts = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     return tuple(
         StyleSet(id=f"prompts-{number + 1}-{repeat + 1}", prompts=tuple(part))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import asdict
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -35,16 +35,16 @@ def write_report(folder: Path, against: str | None = None, rows: int | None = No
     run = read_run(folder)
     if not any(row.failed is None for row in run.rows.values()):
         raise ControlError(f"{folder} has no finished item yet; give the command that began it again")
-    summary = summarise(run, against, frechet_of(run, against))
-    spent = costs(run)
-    texts = {
-        ITEMS: items_csv(run),
-        SUMMARY: json.dumps(summary.as_json(), indent=1, ensure_ascii=False) + "\n",
-        COSTS: json.dumps({name: asdict(one) for name, one in spent.items()}, indent=1, ensure_ascii=False) + "\n",
-        TABLE: table(summary),
-        PAGE: page(run, summary, spent, rows),
-    }
     try:
+        summary = summarise(run, against, frechet_of(run, against))
+        spent = costs(run)
+        texts = {
+            ITEMS: items_csv(run),
+            SUMMARY: json.dumps(summary.as_json(), indent=1, ensure_ascii=False) + "\n",
+            COSTS: json.dumps({name: asdict(one) for name, one in spent.items()}, indent=1, ensure_ascii=False) + "\n",
+            TABLE: table(summary),
+            PAGE: page(run, summary, spent, rows),
+        }
         return [write_file(folder / name, text.encode()) for name, text in texts.items()]
     except OSError as fault:
         raise ControlError(f"cannot write the report to {folder}: {fault.strerror}") from None
@@ -139,9 +139,9 @@ def _features(run: Finished) -> dict[tuple[str, str], np.ndarray]:
             kept[key] = features(lite, run.pictures(arm, one)).astype(np.float32)
         found[arm.name, one], named[key] = kept[key].astype(np.float64), kept[key]
     if lite is not None:
-        with path.with_suffix(".part").open("wb") as file:
-            np.savez(file, **named)  # type: ignore[arg-type]
-        path.with_suffix(".part").replace(path)
+        body = BytesIO()
+        np.savez(body, **named)  # type: ignore[arg-type]
+        write_file(path, body.getvalue())
     return found
 
 

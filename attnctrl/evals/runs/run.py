@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, PngImagePlugin
+from pydantic import ValidationError
 
 from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
-from ...pipelines.generate import check_size, environment, generate
+from ...pipelines.generate import check_arguments, check_size, environment, generate
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
-from ...pipelines.recipe import PNG_KEY, Recipe
+from ...pipelines.recipe import PNG_KEY, Recipe, explain
 from ...processors.attaching import architecture_of
 from ..ledger import Ledger, processes, write_file
 from ..metrics.metric import DrawnSet, Metric
@@ -53,6 +55,7 @@ class Run:
         for arm in config.arms:
             arm.check_model(sites)
             options = config.options(arm)
+            check_arguments(pipe, Recipe(model=config.model, prompts=("",), **options))
             check_size(pipe, options.get("height"), options.get("width"))
             for one in sets:
                 arm.check(one)
@@ -72,7 +75,7 @@ class Run:
 
     def rows(self) -> dict[tuple[str, str], Row]:
         """What is done so far, by arm and set; of two lines of one item the one that did not fail."""
-        return merged(Row.model_validate(lines[0]) for lines in self.ledger.done.values())
+        return merged(self.folder, self.ledger.done.values())
 
     def run(self, progress: Progress | None = None, step: Step | None = None) -> dict[tuple[str, str], Row]:
         """Draw and measure what is not there yet, this process its share; then everybody has everything.
@@ -169,10 +172,15 @@ class Run:
                     yield arm, one
 
 
-def merged(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
-    """Rows by arm and set; of several of one item the last that did not fail."""
+def merged(folder: Path, lines: Iterable[Sequence[Any]]) -> dict[tuple[str, str], Row]:
+    """Rows by arm and set; of several of one item the last that did not fail. ControlError for what is no row."""
     found: dict[tuple[str, str], Row] = {}
-    for row in rows:
+    for line in lines:
+        try:
+            (row,) = (Row.model_validate(one) for one in line)
+        except ValueError as fault:
+            says = explain(fault) if isinstance(fault, ValidationError) else f"{len(line)} rows in a line"
+            raise ControlError(f"a results-*.jsonl in {folder} is not of this kind of run: {says}") from None
         if row.failed is None or row.key not in found:
             found[row.key] = row
     return found

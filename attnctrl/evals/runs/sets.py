@@ -103,7 +103,9 @@ def _set(path: Path, number: int, line: str, paths: bool) -> StyleSet:
         if reference is not None and not str(reference).startswith(DATA_URI):
             if not paths:
                 raise ValueError(f"give the reference inside the file, as {DATA_URI}...")
-            values["reference"] = read_picture(path.parent / str(reference))
+            if not isinstance(reference, str):
+                raise ValueError("reference: give a picture's path beside this file, or its data URI")
+            values["reference"] = read_picture(path.parent / reference)
         return StyleSet.model_validate(values)
     except json.JSONDecodeError as fault:
         raise ControlError(f"{path}, line {number} is no JSON: {fault.msg} at column {fault.colno}") from None

@@ -97,6 +97,11 @@ def by_block(seen: Observation, word: str, where: dict[str, Any]) -> list[tuple[
     return found[:SHOWN]
 
 
+def rows_of(found: list[tuple[Image.Image, str]]) -> Any:
+    """A gallery's pictures, in full rows where they are few."""
+    return gr.update(value=found, columns=4 if len(found) in (4, 7, 8) else 6)
+
+
 def heads_table(seen: Observation, name: str, where: dict[str, Any]) -> str:
     """A statistic of every head as a table, shaded from least to most."""
     values = seen.statistics[name]
@@ -131,7 +136,7 @@ def build(frame: Frame) -> None:
                 run = gr.Button("Observe", variant="primary", elem_id="attention-run")
                 cancel = gr.Button("Cancel", interactive=False, elem_id="attention-cancel")
             gr.Examples(EXAMPLES, [prompt], label="Examples")
-            restore = gr.UploadButton("Restore from a recipe or a PNG made here", file_types=[".json", ".png"])
+            restore = gr.UploadButton("Restore from recipe or PNG", file_types=[".json", ".png"])
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(look.said("Where does each word land? One run records it."), elem_id="attention-status")
             with gr.Row():
@@ -155,7 +160,7 @@ def build(frame: Frame) -> None:
     def views_of(seen: Observation, name: str, rest: Sequence[Any], statistic: str) -> list[Any]:
         where = chosen(rest)
         return [
-            seen.overlay(name, **where), by_word(seen, where), by_block(seen, name, where),
+            seen.overlay(name, **where), by_word(seen, where), rows_of(by_block(seen, name, where)),
             heads_table(seen, statistic, where),
         ]  # fmt: skip
 

@@ -127,12 +127,12 @@ def build(frame: Frame) -> None:
             preset = gr.Dropdown(list(PRESETS), value=next(iter(PRESETS)), label="Preset")
             with gr.Row():
                 method = gr.Dropdown(METHODS, value="aligned", label="Method", min_width=140)
-                strength = gr.Slider(0, 2, 0.5, step=0.05, label="Strength: 0 off, 1 as published", min_width=200)
+                strength = gr.Slider(0, 2, 0.5, step=0.05, label="Strength", info="0 off, 1 as published")
             chosen = settings(frame.engine)
             with gr.Row():
                 run = gr.Button("Make the set", variant="primary", elem_id="set-run")
                 cancel = gr.Button("Cancel", interactive=False, elem_id="set-cancel")
-            gr.Examples(EXAMPLES, [prompts], label="Examples")
+            gr.Examples(EXAMPLES, [prompts], label="Examples", example_labels=["Stickers", "Comic", "Watercolors"])
         with gr.Column(scale=3, min_width=320):
             status = gr.HTML(
                 look.said("Prompts on the left; the first one leads the style of all."), elem_id="set-status"
@@ -146,7 +146,7 @@ def build(frame: Frame) -> None:
             with gr.Row():
                 download = gr.DownloadButton("Pictures and recipe (zip)", interactive=False, elem_id="set-download")
                 restore = gr.UploadButton(
-                    "Restore from a recipe or a PNG made here", file_types=[".json", ".png"], elem_id="set-restore"
+                    "Restore from recipe or PNG", file_types=[".json", ".png"], elem_id="set-restore"
                 )
     kept = gr.State("")
     inputs = [leads, picture, mask, caption, prompts, method, strength, *chosen.components]
