@@ -132,11 +132,11 @@ def build(frame: Frame) -> None:
             source = gr.Radio([EMBEDDED_SETS, OWN], value=EMBEDDED_SETS, label="Sets")
             upload = gr.File(label="Sets, one JSON a line", file_types=[".jsonl"], visible=False, height=120)
             count = gr.Slider(2, 100, 4, step=1, label="How many of them, spread evenly", elem_id="eval-count")
+        with gr.Column(scale=2, min_width=320):
             chosen = settings(frame.engine, heads=False)
             with gr.Row():
                 start = gr.Button("Start the run", variant="primary", elem_id="eval-run")
                 cancel = gr.Button("Cancel", interactive=False, elem_id="eval-cancel")
-        with gr.Column(scale=3, min_width=320):
             says = "Every method draws every set; the report compares them with intervals."
             status = gr.HTML(look.said(says), elem_id="eval-status")
             with gr.Row():
