@@ -47,8 +47,8 @@ class SharingControl(Control):
     additive: how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`, a
         second copy of the reference row stands there and only supplies keys and values; `move`, the reference row
         itself stands there (its own picture changes, no row is added); `none`. A reference picture's row is simply
-        placed there. On tiny-sd3 AlignedGen keeps 0.67, 0.65 and 0.56 of the subjects with them; the last is certainly less
-        (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
+        placed there. On tiny-sd3 AlignedGen keeps 0.67, 0.65 and 0.56 of the subjects with them; the last is certainly
+        less (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
     share: `reference`: rows read the set's first row; `all`: rows read every other row of the set.
     reference: a picture, or several, to follow instead of the first row; AdaIN takes the first one's statistics. Each
         has its own strength and mask.

@@ -218,7 +218,7 @@ def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Session], Any
     session = frame.session(request)
     job = session.jobs["api"] = Job()
     try:
-        return work(job, session)
+        return frame.engine.thread.submit(work, job, session).result()
     finally:
         session.jobs.pop("api", None)
 

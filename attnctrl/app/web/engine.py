@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,8 @@ class Engine:
         self.models, self.limits = tuple(models), limits
         self._options = device, dtype, offload
         self._lock = threading.RLock()
+        # one thread for all: every thread that computes keeps memory of its own
+        self.thread = ThreadPoolExecutor(1, "pipeline")
         self._loaded: tuple[str, ControlledPipeline] | None = None
 
     @contextmanager

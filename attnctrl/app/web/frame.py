@@ -82,7 +82,7 @@ class Frame:
             job = session.jobs[tab] = Job()
             found: list[str] = []
             try:
-                for update in job.run(lambda: _noting(found, lambda: do(job, session, values))):
+                for update in job.run(lambda: _noting(found, lambda: do(job, session, values)), self.engine.thread):
                     if isinstance(update, Update):
                         yield {status: look.progress(update), **during(update)}
                     else:

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,34 +81,26 @@ class Job:
         shown = dict(self.previews) if self.previews else None
         self._updates.put(Update(int(done), whole, self._doing, left, shown))
 
-    def run(self, work: Callable[[], Any], every: float = 0.25) -> Iterator[Update | Any]:
-        """Run `work` in a thread; yield its latest Update now and then, and at last its result (never an Update).
+    def run(self, work: Callable[[], Any], thread: Executor | None = None, every: float = 0.25) -> Iterator[Any]:
+        """Run `work` in `thread` (None: one of its own); yield its latest Update now and then, at last its result.
 
-        An exception of the work is raised here; a caller that stops listening cancels it.
+        The result is never an Update. A fault of the work is raised here; a caller that stops listening cancels it.
         """
-        outcome: dict[str, Any] = {}
-
-        def target() -> None:
-            try:
-                outcome["result"] = work()
-            except BaseException as fault:
-                outcome["fault"] = fault
-
-        thread = threading.Thread(target=target, daemon=True)
-        thread.start()
+        own = ThreadPoolExecutor(1) if thread is None else None
+        future = (own or thread).submit(work)  # type: ignore[union-attr]
         try:
-            while thread.is_alive():
-                thread.join(every)
+            while not future.done():
+                wait([future], every)
                 latest = self._latest()
-                if latest is not None and thread.is_alive():
+                if latest is not None and not future.done():
                     yield latest
         finally:
-            if thread.is_alive():
+            if not future.done():
                 self.cancel()
-                thread.join()
-        if "fault" in outcome:
-            raise outcome["fault"]
-        yield outcome["result"]
+                wait([future])
+            if own:
+                own.shutdown()
+        yield future.result()
 
     def _latest(self) -> Update | None:
         latest = None

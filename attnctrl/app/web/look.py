@@ -14,7 +14,8 @@ FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(1280px, 100vw) !important; margin: 0 auto !important; }
+.gradio-container > .main { min-width: 0; max-width: 100%; padding: clamp(8px, 2.5vw, 32px) !important; }
 .ac-title h1 { font-size: 1.55rem; letter-spacing: -.015em; margin: 0; }
 .ac-title p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
 .ac-status { min-height: 2.2rem; font-variant-numeric: tabular-nums; color: var(--body-text-color); }
@@ -44,7 +45,7 @@ CSS = """
 .ac-table td { padding: .2rem .5rem; text-align: right; border-radius: 4px; }
 footer { opacity: .75; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 8px !important; }
+  .tab-container button { padding-left: 8px !important; padding-right: 8px !important; }
   .ac-row { flex-direction: column !important; }
   .ac-row > * { min-width: 100% !important; }
 }

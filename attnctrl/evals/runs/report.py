@@ -113,8 +113,8 @@ def _distance(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Figure:
     draws = [distance(rng.integers(0, len(pairs), len(pairs))) for _ in range(DRAWS)]
     value, (low, high) = distance(range(len(pairs))), np.quantile(draws, [0.025, 0.975])
     # few pictures read as farther apart, and a draw as farther again by about as much: corrected by that
-    ends = (2 * value - x for x in (float(np.mean(draws)), float(high), float(low)))
-    return Figure(*(max(0.0, end) for end in ends), len(pairs))
+    mean, least, most = (max(0.0, float(2 * value - x)) for x in (np.mean(draws), high, low))
+    return Figure(mean, least, most, len(pairs))
 
 
 def _features(run: Finished) -> dict[tuple[str, str], np.ndarray]:
