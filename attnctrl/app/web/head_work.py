@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from ...embedded import MODELS
-from ...embedded.scenes import STYLE_NAMES
 from ...errors import ControlError
 from ...evals.heads.atlas import GUIDED, PERTURBED, PLAIN, Atlas, AtlasConfig, AtlasRun, Cell
 from ...evals.heads.atlas_page import write_atlas
@@ -93,10 +92,17 @@ def allowed(text: str | None, model: str) -> str:
 
 
 def objectives(model: str) -> list[str]:
-    """What is offered for a model."""
-    judged = ["quality", "subject", *(f"style:{name}" for name in STYLE_NAMES)] if model in MODELS else []
+    """What is offered for a model; the embedded judges' only where their extras are installed."""
     colors = [f"color:{name}" for name in COLORS]
-    return [*USUAL, *(name for name in colors if name not in USUAL), *judged]
+    return [*USUAL, *(name for name in colors if name not in USUAL), *(_judged() if model in MODELS else ())]
+
+
+def _judged() -> list[str]:
+    try:
+        from ...embedded.scenes import STYLE_NAMES
+    except ImportError:
+        return []
+    return ["quality", "subject", *(f"style:{name}" for name in STYLE_NAMES)]
 
 
 def drawn(frame: Frame, values: Sequence[Any], prompts: tuple[str, ...]) -> dict[str, Any]:
