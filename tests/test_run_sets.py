@@ -74,7 +74,10 @@ LINES = {
     "no such picture": ('{"id": "b", "prompts": ["a fox"], "reference": "no.png"}', "there is no picture at"),
     "no picture": ('{"id": "b", "prompts": ["a fox"], "reference": "sets.jsonl"}', "as a picture"),
     "a torn picture": ('{"id": "b", "prompts": ["a fox"], "reference": "data:image/png;base64,AAAA"}', "as a picture"),
-    "a number as picture": ('{"id": "b", "prompts": ["a fox"], "reference": 5}', "a picture's path beside this file, or its data URI"),
+    "a number as picture": (
+        '{"id": "b", "prompts": ["a fox"], "reference": 5}',
+        "a picture's path beside this file, or its data URI",
+    ),
     "a caption alone": ('{"id": "b", "prompts": ["a fox"], "caption": "a wall"}', "a caption without a reference"),
 }
 

@@ -101,7 +101,15 @@ class Frame:
 
         cancel.click(stop, None, [status], **AT_ONCE)
         begun = run.click(ask, None, outputs[:3], trigger_mode="once", **AT_ONCE)
-        return begun.then(handle, list(inputs), outputs, show_progress="hidden", **QUEUE)
+        done = begun.then(handle, list(inputs), outputs, show_progress="hidden", **QUEUE)
+
+        def refused(request: gr.Request) -> Values:
+            self.session(request).waiting.pop(tab, None)
+            ready = {run: gr.update(interactive=True), cancel: gr.update(interactive=False)}
+            return {**ready, status: look.note("The line is full; try again in a minute.")}
+
+        done.failure(refused, None, outputs[:3], **AT_ONCE)
+        return done
 
     def archive(self, session: Session, stem: str, results: dict[str, PictureSet]) -> str:
         """A zip of finished sets, each with its sheet and recipe; its path."""

@@ -94,9 +94,7 @@ def _layout(frame: Frame) -> Parts:
                 run = gr.Button("Draw", variant="primary", elem_id="heads-run", min_width=100)
                 cancel = gr.Button("Cancel", interactive=False, elem_id="heads-cancel", min_width=100)
             live = gr.Checkbox(first in MODELS, label="Live: draw whenever heads, u or w change", container=False)
-            atlas = _atlas_part(first)
             chosen = settings(frame.engine, heads=False)
-            search, presets = _search_part(first), _presets_part(first)
         with gr.Column(scale=3, min_width=320):
             says = "Click heads in the map: they are perturbed, and the picture is pushed away from that."
             status = gr.HTML(look.said(says), elem_id="heads-status")
@@ -113,8 +111,9 @@ def _layout(frame: Frame) -> Parts:
             with gr.Row():
                 download = gr.DownloadButton("Pictures and recipes (zip)", interactive=False, elem_id="heads-download")
                 restore = gr.UploadButton(
-                    "Restore from a recipe or a PNG made here", file_types=[".json", ".png"], elem_id="heads-restore"
+                    "Restore from recipe or PNG", file_types=[".json", ".png"], elem_id="heads-restore"
                 )
+            atlas, search, presets = _atlas_part(first), _search_part(first), _presets_part(first)
     return Parts(
         [prompt, heads, u, w, *chosen.components], heat, live, run, cancel, status, shown, captions, slider, download,
         restore, atlas, search, presets,
