@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ..metrics.kinds import KINDS, higher_is_better, says
@@ -21,7 +21,7 @@ from .finished import Finished
 from .plot import colours, sweep_plots, tradeoff
 from .summary import Cost, Figure, Summary, worst_first
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = "report.html.jinja"
 CELLS, AT_FIRST = 1000, 6
 """How many cells the page shows unless asked for more, and how many methods are chosen at first."""
 TILE, GAP, BYTES = 96, 2, 6_500_000
@@ -38,8 +38,9 @@ def page(run: Finished, summary: Summary, costs: Mapping[str, Cost], rows: int |
     arms = [one.arm for one in summary.arms]
     shown = worst_first(run, summary)[: rows or max(1, CELLS // len(arms))]
     small = tuple(reversed(summary.axes)) if summary.axes else tuple(summary.metrics[:2])
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    room = FileSystemLoader(Path(__file__).parent)
+    files = Environment(loader=room, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return files.get_template(TEMPLATE).render(
         run=run,
         summary=summary,
         costs=costs,
