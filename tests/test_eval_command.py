@@ -236,8 +236,6 @@ def test_eval_heads(monkeypatch, tmp_path, capsys):
         "2",
         "--random-sets",
         "2",
-        "--batch-size",
-        "2",
         "--steps",
         "1",
         "--size",
@@ -246,7 +244,7 @@ def test_eval_heads(monkeypatch, tmp_path, capsys):
         "2",
     ]
     assert call(monkeypatch, *words) == 0
-    assert "4 sets, 7 methods" in capsys.readouterr().out
+    assert "6 sets, 7 methods" in capsys.readouterr().out
     run = read_run(folder)
     first, second = "L1H0,L2H3", "L0H1"
     names = [first, f"{first} random 1", f"{first} random 2", second, f"{second} random 1", f"{second} random 2"]
@@ -258,15 +256,15 @@ def test_eval_heads(monkeypatch, tmp_path, capsys):
     assert [len(one.split(",")) for one in heads] == [2, 2, 2, 1, 1, 1]
     assert (heads[0].replace(" ", ""), heads[3]) == (first, second)
     assert {arm.control[0].strength for arm in run.config.arms[1:]} == {2.0}
-    assert [one.prompts for one in run.sets.values()] == [("a fox", "a key"), ("a bell",)] * 2
-    assert len({row.seed for row in run.rows.values()}) == 4, "every repeat has other seeds"
+    assert [one.prompts for one in run.sets.values()] == [("a fox",), ("a key",), ("a bell",)] * 2
+    assert len({row.seed for row in run.rows.values()}) == 6, "every repeat has other seeds"
     assert run.missing == len(run.failed) == 0
     assert len(pictures(folder)) == 7 * 6
     guided, plain = (pictures(folder / "pictures" / arm.slug) for arm in (run.config.arms[1], run.config.arms[0]))
     assert all(guided[name] != plain[name] for name in guided)
     assert heads[1] != heads[2], "drawn by chance"
     assert call(monkeypatch, *words) == 0, "and the same again, or the folder would be another run's"
-    assert "28 of 28 are done already" in capsys.readouterr().out
+    assert "42 of 42 are done already" in capsys.readouterr().out
 
 
 def test_eval_metrics(monkeypatch, capsys):
@@ -341,7 +339,6 @@ BAD = {
     "heads twice": (lambda t: ["heads", "L0H1", "L0H1", *PROMPTS, text(t / "p.txt")], "the heads L0H1 are given twice"),
     "unknown preset": (lambda t: ["heads", "flux-gren", *PROMPTS, text(t / "p.txt")], "there is no preset"),
     "unknown objective": (lambda t: ["heads", "L0H1", "--objective", "contrst", "--prompts", text(t / "p.txt")], "contrast"),
-    "no heads at once": (lambda t: ["heads", "L0H1", *PROMPTS, text(t / "p.txt"), "--batch-size", "0"], "batch"),
     "no repeats": (lambda t: ["heads", "L0H1", *PROMPTS, text(t / "p.txt"), "--repeats", "0"], "repeats"),
     "no run": (lambda t: ["report", str(t / "none")], "holds no run"),
     "no run before": (lambda t: ["diff", str(t / "none"), str(t / "none")], "holds no run"),

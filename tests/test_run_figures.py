@@ -71,7 +71,9 @@ def test_means_and_paired_differences():
     text = table(found)
     assert "| aligned | 0.67 [0.40, 0.90] | 0.25 [" in text
     assert "| aligned | **0.20 [0.10, 0.30]** |" in text
-    assert "| naive | 0.30 [0.30, 0.30] | – |" in text
+    assert "| naive | 0.30 (one set) | – |" in text
+    assert not naive.differences["lite-style"].certain
+    assert str(naive.means["lite-style"]) == "0.300 (one set)"
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():

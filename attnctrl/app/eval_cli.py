@@ -96,7 +96,6 @@ def heads(
     guidance_scale: Guidance = None,
     true_cfg_scale: TrueCfg = None,
     negative_prompt: Negative = None,
-    batch_size: Batch = 8,
     threads: Threads = 1,
     device: Device = None,
     dtype: Dtype = None,
@@ -111,9 +110,9 @@ def heads(
         "kind": "heads", "model": model, "sets": prompts.name, "arms": found, "baseline": found[0].name,
         "metrics": tuple(dict.fromkeys(objective)), "seed": seed, "num_inference_steps": steps,
         "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
-        "batch_size": batch_size, "threads": threads,
+        "threads": threads,
     }  # fmt: skip
-    _run(values, prompt_sets(lines_of(prompts), repeats, batch_size), size, device, dtype, offload, out, pipe)
+    _run(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
 
 
 @app.command()

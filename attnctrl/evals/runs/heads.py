@@ -34,13 +34,12 @@ def head_arms(
     return tuple(found)
 
 
-def prompt_sets(prompts: Sequence[str], repeats: int, batch_size: int) -> tuple[StyleSet, ...]:
-    """The prompts in batches, as often as asked; nothing leads in them. ControlError for none."""
-    if repeats < 1 or batch_size < 2:
-        raise ControlError(f"repeats {repeats}, batch size {batch_size}: draw at least once, and two at a time")
-    parts = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+def prompt_sets(prompts: Sequence[str], repeats: int) -> tuple[StyleSet, ...]:
+    """Every prompt a set of its own, so that intervals are over pictures, as often as asked; ControlError for none."""
+    if repeats < 1:
+        raise ControlError(f"{repeats} repeats; draw every prompt at least once")
     return tuple(
-        StyleSet(id=f"prompts-{number + 1}-{repeat + 1}", prompts=tuple(part))
-        for repeat in range(repeats)
-        for number, part in enumerate(parts)
+        StyleSet(id=f"prompt-{number}-{repeat}", prompts=(prompt,))
+        for repeat in range(1, repeats + 1)
+        for number, prompt in enumerate(prompts, 1)
     )

@@ -154,6 +154,8 @@ def _digest(pictures: dict[str, str]) -> str:
 def _cell(figure: Figure | None, mark: bool = False) -> str:
     if figure is None:
         return "–"
+    if figure.sets < 2:
+        return f"{_short(figure.mean)} (one set)"
     text = f"{_short(figure.mean)} [{_short(figure.low)}, {_short(figure.high)}]"
     return f"**{text}**" if mark and figure.certain else text
 

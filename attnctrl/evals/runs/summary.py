@@ -31,10 +31,12 @@ class Figure:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves zero out; said of differences."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves zero out; said of differences, and never of a single set."""
+        return self.sets > 1 and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
+        if self.sets < 2:
+            return f"{self.mean:.3f} (one set)"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
