@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -24,6 +25,8 @@ STATISTICS = ("text", "image", "shared", "entropy", "distance", "near")
 share of ln(keys); mean distance to the attended image token in grid widths; share on the own token's 3 x 3 tokens."""
 LOWEST, TINY = -1e30, 1e-30
 COMPILED = "attention cannot be recorded in blocks compiled with fullgraph=True; allow graph breaks, or do not compile"
+# torch before 2.8 cannot say why
+_SAYING: Any = {"reason": COMPILED} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
 
 
 class Observe(Control):
@@ -103,7 +106,7 @@ class ObservingEffect(Effect):
         self._record(at)
         return at.out()
 
-    @torch.compiler.disable(reason=COMPILED)
+    @torch.compiler.disable(**_SAYING)
     def _record(self, at: Attended) -> None:
         heads = tuple(range(at.site.heads)) if at.gate is None else tuple(at.gate.nonzero().flatten().tolist())
         maps, statistics = observed(at, self.row, heads, self.control.tokens)
