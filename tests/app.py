@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from attnctrl.app.web.app import app, launch
 from attnctrl.app.web.frame import Frame
 from attnctrl.app.web.limits import Limits
+from attnctrl.app.web.settings import NAMES
 from attnctrl.embedded import MODELS
 
 
@@ -28,6 +29,22 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+@contextmanager
+def framed(models: Sequence[str] = MODELS, **limits: Any) -> Iterator[Frame]:
+    """The app's frame without a server, until the end of the block."""
+    _, found = app(models, Limits(**limits), device="cpu")
+    try:
+        yield found
+    finally:
+        found.store.close()
+
+
+def settings(**given: Any) -> list[Any]:
+    """Values of the settings' components: tiny-sd3, seed 3, two steps, or what is given."""
+    usual = {"model": "tiny-sd3", "seed": 3, "fresh": False, "steps": 2}
+    return [(usual | given).get(name) for name in NAMES]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from attnctrl.pipelines.recipe import Recipe
 
 COMMON = {"model", "seed", "num_inference_steps"}
 ENDPOINTS = {
-    "generate_set": (["prompts"], {"style", "strength", "size", "blocks", "reference", "caption"} | COMMON, 2),
-    "guide_heads": (["prompt"], {"heads", "u", "w", "size"} | COMMON, 4),
+    "generate_set": (["prompts"], {"style", "strength", "size", "blocks", "reference", "caption"} | COMMON, 3),
+    "guide_heads": (["prompt"], {"heads", "u", "w", "size"} | COMMON, 5),
     "attention_map": (["prompt", "word"], {"block", "head", "step", "size"} | COMMON, 3),
     "evaluate_methods": ([], {"methods", "sets", "count"} | COMMON, 3),
     "describe": ([], set(), 1),
@@ -118,8 +119,11 @@ def test_enumerations_are_what_the_server_offers(server):
 
 
 def test_a_set_is_what_its_recipe_draws(server, ask):
-    gallery, data = ask("generate_set", prompts="a fox, comic\na key, comic\n", seed=4, size="48x32", strength=0.5)
+    gallery, data, warned = ask(
+        "generate_set", prompts="a fox, comic\na key, comic\n", seed=4, size="48x32", strength=0.5
+    )
     recipe = Recipe.model_validate(data)
+    assert warned == []
     assert (recipe.prompts, recipe.seed, recipe.num_inference_steps) == (("a fox, comic", "a key, comic"), 4, 2)
     assert recipe.control[0].strength == 0.5
     assert [one["caption"] for one in gallery] == list(recipe.prompts)
@@ -134,8 +138,8 @@ def test_a_picture_leads_a_set(ask, tmp_path):
     Image.fromarray(PICTURE).save(tmp_path / "lead.png")
     arguments = {"prompts": "a fox", "size": "32"}
     lead = {"reference": handle_file(tmp_path / "lead.png"), "caption": "noise"}
-    led, data = ask("generate_set", **arguments, **lead)
-    plain, _ = ask("generate_set", **arguments, style="plain")
+    led, data, _ = ask("generate_set", **arguments, **lead)
+    plain, *_ = ask("generate_set", **arguments, style="plain")
     reference = Recipe.model_validate(data).control[0].references()[0]
     np.testing.assert_array_equal(np.asarray(reference.picture), PICTURE)
     assert reference.caption == "noise"
@@ -143,7 +147,7 @@ def test_a_picture_leads_a_set(ask, tmp_path):
 
 
 def test_heads_are_perturbed_and_guided(server, ask):
-    *pictures, data = ask("guide_heads", prompt="a fox", heads="L2H0", u=1, w=5, size="32")
+    *pictures, data, _ = ask("guide_heads", prompt="a fox", heads="L2H0", u=1, w=5, size="32")
     plain, perturbed, guided = map(pixels, pictures)
     assert (plain != perturbed).any()
     assert (plain != guided).any()
@@ -153,11 +157,17 @@ def test_heads_are_perturbed_and_guided(server, ask):
         np.testing.assert_array_equal(guided, np.asarray(generate(pipe, recipe).pictures[0]))
 
 
+def test_what_is_too_strong_is_told(ask):
+    *_, warned = ask("guide_heads", prompt="a fox", heads="L0H0 L1H1 L2H0 L3H1", u=1, w=20, size="32")
+    assert len(warned) == 1
+    assert "pictures may burn" in warned[0]
+
+
 def test_attention_comes_as_a_map_and_figures_of_every_head(ask):
     picture, overlay, data = ask("attention_map", prompt="a red fox", word="fox", block=2, head=1, step=0)
     assert pixels(picture).shape[:2] == (64, 64)
     assert pixels(overlay).std() > 0
-    assert set(data) == {"blocks", "statistics"}
+    assert set(data) == {"blocks", "statistics", "warnings"}
     for rows in data["statistics"].values():
         assert len(rows) == len(data["blocks"])
     shares = np.array(data["statistics"]["text"]) + np.array(data["statistics"]["image"])
@@ -189,7 +199,7 @@ def test_two_clients_at_once_get_their_own(server, tmp_path):
     def one(seed):
         mine = Client(server.address, verbose=False, download_files=tmp_path / str(seed))
         prompts = f"a fox, comic\na {['key', 'star'][seed]}, comic"
-        gallery, data = mine.predict(api_name="/generate_set", prompts=prompts, seed=seed, size="32", **FEW)
+        gallery, data, _ = mine.predict(api_name="/generate_set", prompts=prompts, seed=seed, size="32", **FEW)
         return prompts.splitlines(), gallery, Recipe.model_validate(data)
 
     with ThreadPoolExecutor(2) as pool:
@@ -272,3 +282,22 @@ def test_events_of_the_page_have_no_name(client):
     told = client.view_api(return_format="dict")
     assert set(told["named_endpoints"]) == {f"/{name}" for name in ENDPOINTS}
     assert not told["unnamed_endpoints"]
+
+
+def test_a_name_and_a_password_are_asked_for():
+    with served(auth=("ada", "secret")) as closed:
+        assert httpx.get(f"{closed.address}/config").status_code == 401
+        assert httpx.post(f"{closed.address}/gradio_api/call/v2/describe", json={}).status_code == 401
+        with pytest.raises(ValueError, match="login"):
+            Client(closed.address, auth=("ada", "wrong"), verbose=False)
+        found = Client(closed.address, auth=("ada", "secret"), verbose=False).predict(api_name="/describe")
+        assert "models" in found
+
+
+def test_the_space_serves_what_its_variables_say(monkeypatch):
+    monkeypatch.setenv("ATTNCTRL_MODELS", "tiny-flux")
+    monkeypatch.setenv("ATTNCTRL_LIMITS", '{"steps": 5}')
+    space = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "huggingface-space" / "app.py"))
+    assert space["frame"].engine.models == ("tiny-flux",)
+    assert space["frame"].engine.limits.steps == 5
+    space["frame"].store.close()

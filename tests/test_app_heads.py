@@ -10,13 +10,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from app import framed, settings
 from attnctrl import ControlError, SoftPAG
 from attnctrl.app.web import head_work as tab
-from attnctrl.app.web.app import app
 from attnctrl.app.web.head_grid import heads_in, map_of
 from attnctrl.app.web.jobs import Cancelled, Job
 from attnctrl.app.web.limits import Limits
-from attnctrl.app.web.settings import NAMES
 from attnctrl.app.web.store import Store
 from attnctrl.app.web.tabs import heads as ui
 from attnctrl.embedded import model_folder
@@ -24,15 +23,12 @@ from attnctrl.evals.heads.atlas import GUIDED, PERTURBED, PLAIN, Atlas, AtlasCon
 from attnctrl.pipelines.generate import write_set
 from attnctrl.pipelines.presets import read_preset
 
-SETTINGS = {"model": "tiny-sd3", "seed": 3, "fresh": False, "size": "32", "steps": 2}
-
 
 @pytest.fixture(scope="module")
 def frame():
     """The app's frame, with the two embedded models."""
-    _, found = app(["tiny-sd3", "tiny-flux"], Limits(pictures=100), device="cpu")
-    yield found
-    found.store.close()
+    with framed(pictures=100) as found:
+        yield found
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def session(store):
 
 def values(heads="L2H0 L3H1", u=0.5, w=3.0, prompt="a fox, sticker", **more):
     """What the components send."""
-    return [prompt, heads, u, w, *[(SETTINGS | more).get(name) for name in NAMES]]
+    return [prompt, heads, u, w, *settings(**{"size": "32", **more})]
 
 
 def search_values(prompts="a fox\na key", rounds=1, top_k=1, pictures=2, wanted="contrast", **more):
@@ -203,6 +199,16 @@ def test_the_count_before_a_search_is_the_searchs_own(frame, session):
     says = tab.expect(frame, Job(), session, search_values(pictures=2))
     assert "24 heads" in says
     assert "50 pictures, about" in says
+
+
+@pytest.mark.parametrize(
+    "more", [{"guidance": 2.0}, {"true_cfg": 2.0}, {"negative": "blur"}, {"at_steps": "0-1"}], ids=lambda one: str(*one)
+)
+def test_what_atlas_and_search_do_not_take_is_refused(frame, session, more):
+    with pytest.raises(ControlError, match="the atlas and the search use the model's own guidance at all steps"):
+        tab.search_of(frame, search_values(**more))
+    with pytest.raises(ControlError, match="under Advanced, empty"):
+        tab.draw_atlas(frame, Job(), session, ["contrast", *values(**more)])
 
 
 def test_more_than_the_server_draws_is_refused(frame, session, monkeypatch):

@@ -219,3 +219,18 @@ def test_a_line_that_hardly_fits_is_written_again(drawer, small, tmp_path, monke
     monkeypatch.setattr(Ledger, "append", append)
     begin(tmp_path, drawer, FEW).run()
     assert result(tmp_path) == small[1]
+
+
+def test_lines_are_counted_as_they_come(tmp_path):
+    """Of all processes, a torn one not, and one that takes a torn one's place once."""
+    book, other = Ledger(tmp_path / "run", Nothing()), Ledger(tmp_path / "run", Nothing(), rank=1)
+    book.append("a", [{}])
+    assert book.lines() == 1
+    other.append("b", [{}])
+    book.append("c", [{}])
+    assert (book.lines(), book.lines()) == (3, 3)
+    file = tmp_path / "run" / "results-1.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"id": "torn", "rows": [' + b" " * 500)
+    assert book.lines() == 3
+    other.append("d", [{}])
+    assert book.lines() == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from ...pipelines.recipe import Recipe
 from ...processors import CONTROLS, SoftPAG
 from ...where import Where
 from ..options import KINDS, size_of
-from .frame import Frame, sentence
+from .frame import Frame, noting, sentence
 from .jobs import Job
 from .store import Session
 from .tabs import attention, evaluate
@@ -60,12 +59,13 @@ def endpoints(frame: Frame) -> None:
         pictures = gr.Gallery(label="pictures", format="png")
         plain, perturbed, guided = (gr.Image(format="png", label=text) for text in ("plain", "perturbed", "guided"))
         table, page, data = gr.Markdown(label="table"), gr.File(label="report"), gr.JSON(label="details")
+        notes = gr.JSON(label="warnings")
         button = gr.Button()
 
     def generate_set(
         request: gr.Request, prompts: str, style: str, strength: float, model: str, seed: int, num_inference_steps: int,
         size: str, blocks: str, reference: Any = None, caption: str = "",
-    ) -> tuple[Any, Any]:  # fmt: skip
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         """Draw prompts in one style.
 
         Args:
@@ -81,7 +81,7 @@ def endpoints(frame: Frame) -> None:
             caption: what the reference shows.
 
         Returns:
-            The pictures, and the recipe that replays them.
+            The pictures, the recipe that replays them, and warnings: what had no effect, or was too strong.
         """
         with answering():
             lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
@@ -92,13 +92,14 @@ def endpoints(frame: Frame) -> None:
                     more["reference"] = Reference(picture=reference, caption=caption)
                 control = (_kind(style)(strength=strength, **more),)
             recipe = _recipe(lines, model, seed, num_inference_steps, size, control)
-            (made,) = _alone(frame, request, lambda job, session: [_draw(frame, job, recipe)])
-            return [(p, text) for p, text in zip(made.pictures, lines, strict=True)], json.loads(made.recipe.dump())
+            made, noted = _alone(frame, request, lambda job, session: _draw(frame, job, recipe))
+            pictures = [(p, text) for p, text in zip(made.pictures, lines, strict=True)]
+            return pictures, json.loads(made.recipe.dump()), noted
 
     def guide_heads(
         request: gr.Request, prompt: str, heads: str, u: float, w: float, model: str, seed: int,
         num_inference_steps: int, size: str,
-    ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
+    ) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
         """Draw a prompt plain, with single heads perturbed, and guided away from that (SoftPAG).
 
         Args:
@@ -112,14 +113,14 @@ def endpoints(frame: Frame) -> None:
             size: pixels, 64 or 80x48; empty is the model's own.
 
         Returns:
-            The plain, the perturbed and the guided picture, and the guided one's recipe.
+            The plain, the perturbed and the guided picture, the guided one's recipe, and warnings.
         """
         with answering():
             where = Where(heads=heads)
             controls = ((), (SoftPAG(where=where, u=u, strength=-1.0),), (SoftPAG(where=where, u=u, strength=w),))
             recipes = [_recipe((prompt,), model, seed, num_inference_steps, size, one) for one in controls]
-            made = _alone(frame, request, lambda job, session: [_draw(frame, job, one) for one in recipes])
-            return (*(one.pictures[0] for one in made), json.loads(made[-1].recipe.dump()))
+            made, noted = _alone(frame, request, lambda job, session: [_draw(frame, job, one) for one in recipes])
+            return (*(one.pictures[0] for one in made), json.loads(made[-1].recipe.dump()), noted)
 
     def attention_map(
         request: gr.Request, prompt: str, word: str, block: int, head: int, step: int, model: str, seed: int,
@@ -139,11 +140,11 @@ def endpoints(frame: Frame) -> None:
             size: pixels, 64 or 80x48; empty is the model's own.
 
         Returns:
-            The picture, the map over it, and what every head does: statistics by block and head.
+            The picture, the map over it, and what every head does: statistics by block and head, and warnings.
         """
         with answering():
             recipe = _recipe((prompt,), model, seed, num_inference_steps, size, ())
-            made, seen = _alone(
+            (made, seen), noted = _alone(
                 frame, request, lambda job, session: attention.observed(frame, job, recipe, Where(), (word,))
             )
             chosen = {"block": block, "head": head, "step": step}
@@ -153,7 +154,7 @@ def endpoints(frame: Frame) -> None:
                 name: [[None if np.isnan(x) else float(x) for x in row] for row in values]
                 for name, values in figures.items()
             }
-            return made.pictures[0], overlay, {"blocks": seen.blocks, "statistics": told}
+            return made.pictures[0], overlay, {"blocks": seen.blocks, "statistics": told, "warnings": noted}
 
     def evaluate_methods(
         request: gr.Request, methods: str, sets: Any = None, count: int = 4, model: str = models[0], seed: int = 0,
@@ -175,9 +176,11 @@ def endpoints(frame: Frame) -> None:
         with answering():
             given = {"model": model, "seed": int(seed), "num_inference_steps": int(num_inference_steps) or None}
             config, chosen = evaluate.prepared(frame, methods.split(","), (), sets, int(count), given)
-            done = _alone(frame, request, lambda job, session: evaluate.perform(frame, job, session, config, chosen))
-            table = (done.folder / TABLE).read_text(encoding="utf-8")
-            return table, str(done.folder / PAGE), json.loads((done.folder / SUMMARY).read_bytes())
+            folder, _ = _alone(
+                frame, request, lambda job, session: evaluate.perform(frame, job, session, config, chosen)
+            )
+            table = (folder / TABLE).read_text(encoding="utf-8")
+            return table, str(folder / PAGE), json.loads((folder / SUMMARY).read_bytes())
 
     def describe() -> Any:
         """What the server offers: models, methods with their settings, head presets, metrics, limits."""
@@ -192,8 +195,8 @@ def endpoints(frame: Frame) -> None:
 
     common = [model, seed, steps, size]
     wired: list[tuple[Callable[..., Any], list[Any], list[Any]]] = [
-        (generate_set, [prompts, style, strength, *common, blocks, reference, caption], [pictures, data]),
-        (guide_heads, [prompt, heads, u, w, *common], [plain, perturbed, guided, data]),
+        (generate_set, [prompts, style, strength, *common, blocks, reference, caption], [pictures, data, notes]),
+        (guide_heads, [prompt, heads, u, w, *common], [plain, perturbed, guided, data, notes]),
         (attention_map, [prompt, word, block, head, step, *common], [plain, guided, data]),
         (evaluate_methods, [methods, sets, count, model, seed, steps], [table, page, data]),
     ]
@@ -204,21 +207,20 @@ def endpoints(frame: Frame) -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn faults into the sentence that a program gets; warnings stay on the server."""
+    """Turn faults into the sentence that a program gets."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except Exception as fault:
         raise gr.Error(sentence(fault), print_exception=False) from fault
 
 
-def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Session], Any]) -> Any:
-    """Run work as a job of the caller's session, which goes when the caller leaves."""
+def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Session], Any]) -> tuple[Any, list[str]]:
+    """Run work as a job of the caller's session, which goes when the caller leaves; what the controls warned of."""
     session = frame.session(request)
     job = session.jobs["api"] = Job()
+    found: list[str] = []
     try:
-        return frame.engine.thread.submit(work, job, session).result()
+        return frame.engine.thread.submit(noting, found, lambda: work(job, session)).result(), found
     finally:
         session.jobs.pop("api", None)
 

@@ -82,7 +82,7 @@ class Frame:
             job = session.jobs[tab] = Job()
             found: list[str] = []
             try:
-                for update in job.run(lambda: _noting(found, lambda: do(job, session, values)), self.engine.thread):
+                for update in job.run(lambda: noting(found, lambda: do(job, session, values)), self.engine.thread):
                     if isinstance(update, Update):
                         yield {status: look.progress(update), **during(update)}
                     else:
@@ -145,7 +145,7 @@ def all_tabs() -> list[Tab]:
     return sorted(found, key=lambda tab: tab.order)
 
 
-def _noting(found: list[str], do: Callable[[], Any]) -> Any:
+def noting(found: list[str], do: Callable[[], Any]) -> Any:
     """Run, and note what the controls warn of."""
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")

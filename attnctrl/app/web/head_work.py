@@ -113,6 +113,11 @@ def drawn(frame: Frame, values: Sequence[Any], prompts: tuple[str, ...]) -> dict
         raise ControlError("there is no prompt; write one")
     if u <= 0 or w <= 0:
         raise ControlError("the atlas and the search draw guided pictures; choose u and w above 0")
+    if given["guidance_scale"] or given["true_cfg_scale"] or given["negative_prompt"] or "steps" in where:
+        raise ControlError(
+            "the atlas and the search use the model's own guidance at all steps; under Advanced, empty guidance scale, "
+            "true CFG, negative prompt and at steps"
+        )
     frame.engine.check(Recipe(prompts=prompts, **given))
     names = set(DrawnRun.model_fields) & set(given)
     return {name: given[name] for name in names} | {

@@ -35,7 +35,6 @@ class RunConfig(BaseModel):
     baseline: str
     metrics: tuple[str, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
-    repeats: int = Field(1, ge=1)
     num_inference_steps: int | None = Field(None, gt=0)
     height: int | None = Field(None, gt=0)
     width: int | None = Field(None, gt=0)
@@ -91,10 +90,9 @@ class Row(BaseModel):
         return self.arm, self.set
 
 
-def seed_of(seed: int, name: str, repeat: int = 0) -> int:
+def seed_of(seed: int, name: str) -> int:
     """A set's own seed, from the run's: the same on any machine."""
-    text = f"{seed}:{name}" if repeat == 0 else f"{seed}:{name}:{repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
 
 
 def digest(sets: Sequence[StyleSet]) -> str:

@@ -113,11 +113,9 @@ class Run:
             peak = memory.peak_mib()
             files = self._saved(arm, one, pictures, recipe)
             values = self._measured(one, pictures)
-        except (OSError, KeyboardInterrupt) as fault:
-            if isinstance(fault, OSError) and fault.errno not in _DISK:
-                return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
-            raise
         except Exception as fault:
+            if isinstance(fault, OSError) and fault.errno in _DISK:
+                raise
             return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
         return Row(
             set=one.id, arm=arm.name, seed=seed, seconds=round(drawn - begin, 4),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -42,13 +41,6 @@ METHODS = {
 }
 USUAL = ["Plain", "Naive sharing", "StyleAligned", "AlignedGen"]
 EMBEDDED_SETS, OWN = "The embedded world's 100 sets", "My own sets (JSONL)"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run's folder."""
-
-    folder: Path
 
 
 def config_of(frame: Frame, values: Sequence[Any]) -> tuple[RunConfig, tuple[StyleSet, ...]]:
@@ -97,13 +89,13 @@ def own_sets(path: str) -> tuple[StyleSet, ...]:
         raise ControlError(str(fault).replace(str(path), Path(path).name)) from None
 
 
-def run(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Finished:
+def run(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Path:
     """Run what the components' values describe."""
     return perform(frame, job, session, *config_of(frame, values))
 
 
-def perform(frame: Frame, job: Job, session: Session, config: RunConfig, sets: Sequence[StyleSet]) -> Finished:
-    """Run, or go on with a run; the same settings in one session use the same folder."""
+def perform(frame: Frame, job: Job, session: Session, config: RunConfig, sets: Sequence[StyleSet]) -> Path:
+    """Run, or go on with a run: its folder, which is the same for the same settings in one session."""
     key = "run " + hashlib.sha256(f"{config.model_dump_json()}{[one.id for one in sets]}".encode()).hexdigest()
     folder: Path | None = session.found(key)
     if folder is None or not folder.is_dir():
@@ -120,7 +112,7 @@ def perform(frame: Frame, job: Job, session: Session, config: RunConfig, sets: S
         raise ControlError(f"every item failed; the first: {failed[0].failed}")
     job.part("Writing the report")
     write_report(folder)
-    return Finished(folder)
+    return folder
 
 
 def build(frame: Frame) -> None:
@@ -144,15 +136,15 @@ def build(frame: Frame) -> None:
                 whole = gr.DownloadButton("The whole run (zip)", interactive=False)
     shown = gr.HTML(elem_id="eval-shown")
 
-    def show(found: Finished, session: Session) -> Values:
-        archive = shutil.make_archive(str(found.folder.parent / "run"), "zip", found.folder.parent, "run")
-        text = (found.folder / PAGE).read_text(encoding="utf-8").replace(" autofocus>", ">")  # blocked in a sandbox
+    def show(folder: Path, session: Session) -> Values:
+        archive = shutil.make_archive(str(folder.parent / "run"), "zip", folder.parent, "run")
+        text = (folder / PAGE).read_text(encoding="utf-8").replace(" autofocus>", ">")  # blocked in a sandbox
         frame_of = (
             f'<iframe title="Report of the run" sandbox="allow-scripts" loading="lazy" srcdoc="{escape(text)}" '
             'style="width:100%;height:78vh;border:1px solid var(--border-color-primary);border-radius:10px"></iframe>'
         )
         return {
-            page: gr.update(value=str(found.folder / PAGE), interactive=True),
+            page: gr.update(value=str(folder / PAGE), interactive=True),
             whole: gr.update(value=archive, interactive=True),
             shown: frame_of,
         }
