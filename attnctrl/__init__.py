@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StyleAligned,
         attached,
     )
+    from .region import Region
     from .where import Where
 
 _HOMES = {
@@ -52,6 +53,7 @@ _HOMES = {
     "PAG": "processors",
     "Recipe": "pipelines.recipe",
     "Reference": "control",
+    "Region": "region",
     "SEG": "processors",
     "SLG": "processors",
     "SoftPAG": "processors",
@@ -88,6 +90,7 @@ __all__ = [
     "OverGuidanceWarning",
     "Recipe",
     "Reference",
+    "Region",
     "SoftPAG",
     "StyleAligned",
     "Where",

@@ -15,7 +15,7 @@ from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import AlignedStyle, ControlError, Reference, Where, attached
 from attnctrl.processors import FreeCus, described
-from attnctrl.rows import reversed_odds
+from attnctrl.guests import reversed_odds
 
 GRID, TEXT = (4, 6), 9
 EVERY = Where(blocks="all")

@@ -53,14 +53,18 @@ def test_two_references_have_a_row_each(pipe, latents_of):
     pictures = [Reference(picture=Image.new("RGB", (64, 64), c), caption="a tile") for c in ("red", "blue")]
     first = AlignedStyle(reference=pictures[0], adain_queries=False, adain_keys=False)
     second = StyleAligned(reference=pictures[1], where=Where(blocks="double"))
-    with attached(pipe, [first, second]) as session:
+    rows: list[int] = []
+    pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    with attached(pipe, [first, second]):
         both = latents_of(pipe, n=2)
-        assert len(session._rows) == 2
+        assert rows.pop() == 4
     with attached(pipe, [second, first]):
         swapped = latents_of(pipe, n=2)
-    with attached(pipe, [first, second.model_copy(update={"reference": pictures[0]})]) as session:
+    with attached(pipe, [first, second.model_copy(update={"reference": pictures[0]})]):
         same = latents_of(pipe, n=2)
-        assert len(session._rows) == 1
+        assert rows.pop() == 3
     torch.testing.assert_close(both, swapped, atol=1e-4, rtol=1e-4)
     assert (both - same).abs().max() > 1e-3
 
