@@ -38,7 +38,7 @@ def padding(rows: int, text: int, tokens: int) -> Tensor:
 def keys(rows: int, text: int, tokens: int) -> Tensor:
     """[B, 1, 1, S]: a bias of every key, some of them hidden."""
     bias = 2 * torch.randn(rows, 1, 1, tokens, generator=torch.Generator().manual_seed(21))
-    bias[..., 2 :: 5] = -math.inf
+    bias[..., 2::5] = -math.inf
     return bias
 
 
@@ -200,9 +200,7 @@ def test_guides_see_the_mask_in_both_passes(control, worse, blocks, mask):
     inputs, made = call_inputs(rows=3), mask(3, TEXT, TEXT + IMAGE)
     bias, model = bias_of(made), tiny_flux().transformer.double()
     with torch.no_grad():
-        cond, perturbed = (
-            flux_velocity(model, inputs, Change(led_to(bias, worse, where))) for where in ({}, blocks)
-        )
+        cond, perturbed = (flux_velocity(model, inputs, Change(led_to(bias, worse, where))) for where in ({}, blocks))
         plain = flux_velocity(model, inputs)
     assert (cond - plain).abs().amax((1, 2)).min() > 1e-2
     assert (cond - perturbed).abs().amax((1, 2)).min() > 1e-3
