@@ -96,7 +96,7 @@ def test_off_is_bit_equal_to_stock_under_a_mask(control, mask, cfg, pipe, latent
 @masks
 def test_off_is_bit_equal_to_stock_under_a_mask_beside_an_ip_adapter(mask, pipe, latents_of):
     ip_adapter(pipe)
-    made, picture = mask(3, 12, 12 + 64), {"ip_adapter_image_embeds": picture_prompts(pipe)["ip_adapter_image_embeds"]}
+    made, picture = mask(3, 12, 12 + 64), picture_prompts(pipe)
     stock = latents_of(pipe, **passed(made), **picture)
     with attached(pipe, StyleAligned(strength=0)):
         assert torch.equal(latents_of(pipe, **passed(made), **picture), stock)
