@@ -5,16 +5,20 @@ B batch rows, S tokens, H heads, D head width, T rows that read a branch; everyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .layout import Rotary
+from .branch import Blend, Branch, Branches
 
 QUERY_CHUNK = 512
 FUSED = ("cpu", "cuda")
@@ -31,83 +35,10 @@ class Backend:
     name: Any = None
     parallel: Any = None
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a batch.
-
-    `index` [T], the others `rest` [B - T]; `order` [B] puts cat([rest, index]) back into batch order; int64.
-    """
-
-    index: Tensor
-    rest: Tensor
-    order: Tensor
-
-    @classmethod
-    def chosen(cls, rows: Sequence[int], batch: int, make: Callable[[Any], Tensor] = torch.tensor) -> Rows:
-        """Rows by number; `make` turns a list of integers into an index tensor on the device."""
-        rest = [row for row in range(batch) if row not in rows]
-        place = {row: i for i, row in enumerate([*rest, *rows])}
-        return cls(*(make(list(x)).long() for x in (rows, rest, [place[row] for row in range(batch)])))
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Keys and values that some queries of some rows read: the only unit of attention.
-
-    `key`, `value` [T, Sk, H, D]; `rows` read them (None: every row), with the queries at `queries`: [Q], or [T, Q] one
-    index a row (None: every query). `rotary`: where the keys stand, a table of their own or one a row, None for keys
-    that are not rotated. `key_scale` [] multiplies the rotated keys. `log_bias` is added to the logits: a scalar, or
-    anything that broadcasts to [T, H, Q, Sk] along queries or along keys, not both; -inf closes. `mask` is the
-    caller's own, as
-    scaled_dot_product_attention takes it, for branches of every row and query. `tokens` [Sk]: keys gathered from the
-    row's own sequence stand there in it; only who observes reads this. A row's own attention is the first branch.
-    """
-
-    key: Tensor
-    value: Tensor
-    rows: Rows | None = None
-    queries: Tensor | None = None
-    rotary: Rotary = None
-    key_scale: Tensor | None = None
-    log_bias: Tensor | None = None
-    mask: Tensor | None = None
-    tokens: Tensor | None = None
-
     @property
-    def complete(self) -> bool:
-        """Whether every query of every row reads it."""
-        return self.rows is None and self.queries is None
-
-    @property
-    def by_query(self) -> bool:
-        """Whether the bias differs among queries, so that it weighs the branch's result rather than its keys."""
-        return self.log_bias is None or self.log_bias.ndim == 0 or self.log_bias.shape[-1] == 1
-
-    def turned(self, rotate: Callable[[Tensor, Rotary], Tensor]) -> Branch:
-        """With its keys rotated to their places and scaled."""
-        key = rotate(self.key, self.rotary)
-        if self.key_scale is not None:
-            key = key * self.key_scale.to(key.dtype)
-        return replace(self, key=key, rotary=None, key_scale=None)
-
-
-@dataclass(frozen=True)
-class Blend:
-    """Branches merged among themselves, then mixed by a fixed amount with what was merged before: lerp(o, o_b, amount).
-
-    `amount`: a scalar, or what broadcasts to [B, S, H, D]. For a base beside regions, a foreground beside a background.
-    """
-
-    branches: tuple[Branch, ...]
-    amount: Tensor
-
-    def turned(self, rotate: Callable[[Tensor, Rotary], Tensor]) -> Blend:
-        """With all keys in their places."""
-        return replace(self, branches=tuple(one.turned(rotate) for one in self.branches))
-
-
-Branches = tuple[Branch | Blend, ...]
+    def chosen(self) -> bool:
+        """Whether the user chose a kernel, for the model or by diffusers' `attention_backend` context."""
+        return self.name is not None or _AttentionBackendRegistry.get_active_backend()[0] != AttentionBackendName.NATIVE
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend | None, bias: Tensor | None = None) -> Tensor:
@@ -129,10 +60,13 @@ def attend_branches(q: Tensor, branches: Branches, backend: Backend | None) -> T
     if isinstance(first, Branch) and first.complete and first.log_bias is None:
         if len(branches) == 1:
             return attend(q, first.key, first.value, backend, first.mask)
-        if len(branches) == 2 and (second := branches[1]) and isinstance(second, Branch) and second.queries is None:
-            unfused = q.device.type not in FUSED or (backend is not None and backend.name is not None)
-            if second.rows is not None and (second.log_bias is None or unfused):
-                return by_joined_keys(q, first, second, backend)
+        others = [one for one in branches[1:] if isinstance(one, Branch) and one.joins]
+        if len(others) == len(branches) - 1:
+            chosen = backend is not None and backend.chosen
+            if len(others) == 1 and others[0].rows and (not others[0].biased or chosen or q.device.type not in FUSED):
+                return by_joined_keys(q, first, others[0], backend)
+            if chosen:
+                return by_groups(q, first, others, backend)
     return by_log_sum_exp(q, branches)[0]
 
 
@@ -149,13 +83,28 @@ def by_joined_keys(q: Tensor, own: Branch, branch: Branch, backend: Backend | No
         torch.cat([own.key[rows.index], branch.key], dim=1),
         torch.cat([own.value[rows.index], branch.value], dim=1),
         backend,
-        _joined_bias(own, branch, q),
+        _bias_over([_masked(own, rows.index), branch], q),
     )
     if rows.rest.numel() == 0:
         return shared[rows.order]
-    mask = own.mask if own.mask is None or own.mask.shape[0] == 1 else own.mask[rows.rest]
-    alone = attend(q[rows.rest], own.key[rows.rest], own.value[rows.rest], backend, mask)
+    alone = attend(q[rows.rest], own.key[rows.rest], own.value[rows.rest], backend, _masked(own, rows.rest).mask)
     return torch.cat([alone, shared])[rows.order]
+
+
+def by_groups(q: Tensor, own: Branch, others: Sequence[Branch], backend: Backend | None) -> Tensor:
+    """One call over joined keys for every group of rows that read the same branches."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in range(q.shape[0]):
+        reads = tuple(i for i, one in enumerate(others) if one.rows is None or row in one.rows.numbers)
+        groups.setdefault(reads, []).append(row)
+    order = [row for members in groups.values() for row in members]
+    parts = []
+    for reads, members in groups.items():
+        rows = torch.tensor(members, device=q.device)
+        taken = [_of_rows(own, rows), *(_of_rows(others[i], _places(others[i], members, q)) for i in reads)]
+        key, value = (torch.cat([getattr(one, name) for one in taken], dim=1) for name in ("key", "value"))
+        parts.append(attend(q[rows], key, value, backend, _bias_over(taken, q)))
+    return torch.cat(parts)[torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=q.device)]
 
 
 def by_log_sum_exp(q: Tensor, branches: Branches) -> tuple[Tensor, Tensor]:
@@ -264,20 +213,40 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tup
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
-def _joined_bias(own: Branch, branch: Branch, q: Tensor) -> Tensor | None:
-    """What is added to the logits of [own; branch] keys for the branch's rows; None where nothing is."""
-    bias, mask = branch.log_bias, own.mask
-    if bias is None and mask is None:
+def _masked(own: Branch, rows: Tensor) -> Branch:
+    """A row's own attention with the caller's mask of some rows."""
+    mask = own.mask
+    return own if mask is None or mask.shape[0] == 1 else replace(own, mask=mask[rows])
+
+
+def _places(branch: Branch, members: Sequence[int], like: Tensor) -> Tensor:
+    """Where rows stand among those that read a branch."""
+    numbers = range(like.shape[0]) if branch.rows is None else branch.rows.numbers
+    return torch.tensor([list(numbers).index(row) for row in members], device=like.device)
+
+
+def _of_rows(branch: Branch, rows: Tensor) -> Branch:
+    """A branch's keys, values, bias and mask for some of its rows, as [n, ...]."""
+    bias, mask = (
+        None if x is None else x[rows] if x.ndim == 4 and x.shape[0] > 1 else x for x in (branch.log_bias, branch.mask)
+    )
+    return replace(branch, key=branch.key[rows], value=branch.value[rows], rows=None, log_bias=bias, mask=mask)
+
+
+def _bias_over(branches: Sequence[Branch], q: Tensor) -> Tensor | None:
+    """What is added to the logits of all their keys [n or 1, H or 1, Sq or 1, keys]; None where nothing is."""
+    pieces = []
+    for one in branches:
+        piece = q.new_zeros(1, 1, 1, 1)
+        for given in (one.log_bias, one.mask):
+            if given is not None:
+                if given.dtype == torch.bool:
+                    given = torch.zeros_like(given, dtype=q.dtype).masked_fill(~given, -torch.inf)
+                piece = piece + given.to(q.dtype).reshape((*[1] * (4 - given.ndim), *given.shape))
+        pieces.append(piece)
+    if all(one.log_bias is None and one.mask is None for one in branches):
         return None
-    assert branch.rows is not None
-    count, length = own.key.shape[1], branch.key.shape[1]
-    if bias is None:
-        bias = q.new_zeros(())
-    bias = bias.to(q.dtype).reshape((*[1] * (4 - bias.ndim), *bias.shape)).expand(-1, -1, -1, length)
-    if mask is None:
-        return torch.cat([bias.new_zeros(*bias.shape[:-1], count), bias], dim=-1)
-    mask = mask if mask.shape[0] == 1 else mask[branch.rows.index]
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    shape = torch.broadcast_shapes(mask.shape[:-1], bias.shape[:-1])
-    return torch.cat([mask.to(q.dtype).expand(*shape, count), bias.expand(*shape, length)], dim=-1)
+    shape = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+    return torch.cat(
+        [piece.expand(*shape, one.key.shape[1]) for piece, one in zip(pieces, branches, strict=True)], dim=-1
+    )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .attention import Rows
     from .bank import Bank
+    from .branch import Rows
     from .edge import Edge
     from .guests import Guest
 
@@ -130,7 +130,7 @@ class Call:
 
     def rows(self, chosen: Sequence[int]) -> Rows:
         """Rows of the batch by number, for a branch."""
-        from .attention import Rows
+        from .branch import Rows
 
         return Rows.chosen(chosen, self.groups[-1][1], on(self.device))
 

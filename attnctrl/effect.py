@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .attention import Branch, Branches
+    from .branch import Branch, Branches
     from .layout import Layout, Site
 
 

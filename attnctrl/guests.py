@@ -50,6 +50,11 @@ class Guest(ABC):
     shift: tuple[int, ...] | None = None
 
     @property
+    def follows(self) -> int:
+        """The picture of its half that it is treated like, where pictures are treated apart."""
+        return 0
+
+    @property
     @abstractmethod
     def key(self) -> Hashable:
         """By which the row is found again, whoever asks for it."""
@@ -97,6 +102,11 @@ class CopyGuest(Guest):
     shift: tuple[int, ...] | None = None
 
     @property
+    def follows(self) -> int:
+        """What it copies."""
+        return self.of
+
+    @property
     def key(self) -> Hashable:
         """What is copied, and where it stands."""
         return "copy", self.of, self.shift
@@ -112,6 +122,11 @@ class OpposedGuest(Guest):
 
     of: int
     prompt: str
+
+    @property
+    def follows(self) -> int:
+        """What it opposes."""
+        return self.of
 
     @property
     def key(self) -> Hashable:

@@ -8,8 +8,9 @@ from functools import partial
 
 from torch import Tensor
 
-from .attention import Backend, Blend, Branch, Branches, attend_branches
+from .attention import Backend, attend_branches
 from .board import CallState, Gates
+from .branch import Blend, Branch, Branches
 from .effect import Attended, Features
 from .layout import Rotary, Site
 

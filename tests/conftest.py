@@ -7,18 +7,27 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from run_fixtures import copied, drawer, single, small, whole  # noqa: F401
 from tiny import tiny_flux
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 PROMPTS = ["a fox", "a teapot", "a castle", "a moon", "an owl", "a car", "a tree", "a key", "a bell"]
+
+
+@pytest.fixture(autouse=True)
+def the_usual_backend() -> Iterator[None]:
+    """diffusers' `set_attention_backend` changes the backend of every model of the process: put it back."""
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
 
 
 @pytest.fixture

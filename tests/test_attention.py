@@ -12,14 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnctrl.attention import (
     Backend,
-    Branch,
-    Rows,
     _chunked,
     attend_branches,
     attend_with_lse,
     by_joined_keys,
     by_log_sum_exp,
 )
+from attnctrl.branch import Branch, Rows
 from attnctrl.statistics import adain
 
 B, S, H, D, EXTRA = 4, 37, 3, 16, 23

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnctrl.attention import Backend, Blend, Branch, Branches, Rows, attend_branches, by_log_sum_exp
+from attnctrl.attention import Backend, attend_branches, by_groups, by_log_sum_exp
+from attnctrl.branch import Blend, Branch, Branches, Rows
 
 B, S, H, D = 3, 11, 2, 8
 
@@ -108,6 +109,8 @@ def test_every_form_equals_dense(name):
     assert (attend_branches(Q, LISTS[name], Backend()) - expected).abs().max() < 1e-12
     if name != "own":
         assert (by_log_sum_exp(Q, LISTS[name])[0] - expected).abs().max() < 1e-12
+    if name != "own" and all(isinstance(one, Branch) and one.joins for one in LISTS[name]) and LISTS[name][0] is OWN:
+        assert (by_groups(Q, OWN, LISTS[name][1:], Backend()) - expected).abs().max() < 1e-12
     single = tuple(cast(one) for one in LISTS[name])
     assert (attend_branches(Q.float(), single, None).double() - expected).abs().max() < 2e-6
     assert not expected.isnan().any()

@@ -47,7 +47,7 @@ ROWS = {
     "the first, left": (AlignedStyle(additive="none"), 1, 0, 0),
     "the firsts of several images, copied": (AlignedStyle(additive="copy"), 2, 0, 2),
     "one picture for two controls": (
-        [AlignedStyle(reference=CAVE), NaiveSharing(reference=CAVE, where=Where(blocks="0"))], 1, 1, 1),
+        [AlignedStyle(reference=CAVE), NaiveSharing(reference=CAVE, where=Where(blocks="0"))], 1, 1, 2),  # at two places
     "a picture, copied, and a subject": ([AlignedStyle(reference=CAVE), FreeCus(reference=COIN)], 1, 2, 2),
     "the first, copied, by two controls": (
         [AlignedStyle(), StyleAligned(shift=(0, 1), where=Where(blocks="0"))], 1, 0, 1),

@@ -16,7 +16,7 @@ from attnctrl import (
     attached,
     observe,
 )
-from attnctrl.attention import Branch, Rows
+from attnctrl.branch import Branch, Rows
 from attnctrl.effect import Attended
 from attnctrl.layout import Layout
 from attnctrl.processors.observing import STATISTICS, observed

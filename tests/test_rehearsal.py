@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attnctrl import PAG, SEG, SLG, TPG, AlignedStyle, ControlError, SoftPAG, StyleAligned, Where, attached
-from attnctrl.attention import Branch, Branches
+from attnctrl.branch import Branch, Branches
 from attnctrl.control import Call, Control
 from attnctrl.effect import Effect, Features
 from attnctrl.processors.attaching import host_of

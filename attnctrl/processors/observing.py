@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..attention import Blend, Branch
+from ..branch import Blend, Branch
 from ..control import Call, Control
 from ..effect import Attended, Effect
 from ..errors import ControlError

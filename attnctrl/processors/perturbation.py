@@ -69,6 +69,13 @@ class Perturbation(Guide):
         if self.row_heads is not None and len(self.row_heads) != call.pictures:
             raise ControlError(f"row_heads lists {len(self.row_heads)} sets of heads for {call.pictures} pictures")
 
+    def pictures_of(self, call: Call) -> Tensor | None:
+        """The picture of every row of a call, where heads are chosen by picture."""
+        if self.row_heads is None:
+            return None
+        rows = [*(guest.follows for guest in call.guests), *range(call.pictures)]
+        return call.once("pictures", lambda: call.index(rows * len(call.groups)))
+
     def _degrees(self, site: Site, listed: list[tuple[int | None, int]]) -> Tensor:
         degrees = torch.zeros(site.heads)
         for i, (block, head) in enumerate(listed):
@@ -86,6 +93,8 @@ class PerturbingEffect(Effect):
     target: Target | Literal["blurred"]
     image_only: bool
     kernel: tuple[Tensor, Tensor] | None = None
+    pictures: Tensor | None = None
+    """Where degrees differ by picture, the picture of every row [B]."""
 
     def output(self, at: Attended) -> Tensor:
         """The perturbed result [B, S, H, D]; attention itself is left out where nothing of it remains."""
@@ -95,10 +104,14 @@ class PerturbingEffect(Effect):
         if at.gate is None and whole:
             return worse
         out = at.out()
-        amount = torch.ones((), device=out.device) if at.gate is None else _by_row(at.gate, out)
+        amount = torch.ones((), device=out.device) if at.gate is None else self._by_row(at.gate)
         part = out[:, start:stop]
         mixed = torch.lerp(widened(part), widened(worse[:, start:stop]), amount.to(widened(part).dtype)).to(out.dtype)
         return mixed if whole else torch.cat([out[:, :start], mixed, out[:, stop:]], dim=1)
+
+    def _by_row(self, degree: Tensor) -> Tensor:
+        """[H], or [pictures, H], to fit [B, S, H, D]."""
+        return degree.reshape(1, 1, -1, 1) if self.pictures is None else degree[self.pictures][:, None, :, None]
 
     def _worse(self, at: Attended) -> Tensor:
         if self.target == "identity":
@@ -152,14 +165,6 @@ def blurred(image: Tensor, grid: tuple[int, ...], kernel: tuple[Tensor, Tensor] 
     return x.view(batch, heads, width, -1).permute(0, 3, 1, 2).to(image.dtype)
 
 
-def _by_row(degree: Tensor, out: Tensor) -> Tensor:
-    """[H] or [B, H] to fit [B, S, H, D]; added rows at the front of a batch follow its first picture."""
-    if degree.ndim == 1:
-        return degree.reshape(1, 1, -1, 1)
-    extra = len(out) - len(degree)
-    return torch.cat([degree[:1].expand(extra, -1), degree])[:, None, :, None]
-
-
 class SoftPAG(Perturbation):
     """SoftPAG: chosen heads attend, by a degree u, only to themselves, and the picture is pushed away from that.
 
@@ -173,7 +178,8 @@ class SoftPAG(Perturbation):
 
     def plan(self, call: Call) -> Effect:
         """The same at every step."""
-        return PerturbingEffect(self.target, self.rows == "image" or self.target == "self-text")
+        only = self.rows == "image" or self.target == "self-text"
+        return PerturbingEffect(self.target, only, None, self.pictures_of(call))
 
 
 class PAG(Perturbation):
@@ -190,7 +196,8 @@ class PAG(Perturbation):
 
     def plan(self, call: Call) -> Effect:
         """The same at every step."""
-        return PerturbingEffect("identity" if self.rule == "joint" else "self-text", self.rule != "joint")
+        target: Target = "identity" if self.rule == "joint" else "self-text"
+        return PerturbingEffect(target, self.rule != "joint", None, self.pictures_of(call))
 
 
 class SEG(Perturbation):
@@ -216,4 +223,4 @@ class SEG(Perturbation):
         if self.sigma <= 9999:
             rows, columns = call.layout.grid
             kernel = gaussian(self.sigma, rows), gaussian(self.sigma, columns)
-        return PerturbingEffect("blurred", True, kernel)
+        return PerturbingEffect("blurred", True, kernel, self.pictures_of(call))

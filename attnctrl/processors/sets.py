@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..attention import Rows
+from ..branch import Rows
 from ..control import Call
 from ..guests import CopyGuest, Guest
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..attention import Branch, Branches
+from ..branch import Branch, Branches
 from ..control import Call, Control, Reference, Run
 from ..effect import Effect, Features
 from ..errors import ControlError
