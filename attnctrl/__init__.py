@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StyleAligned,
         attached,
     )
+    from .registry import register
     from .where import Where
 
 _HOMES = {
@@ -64,6 +65,7 @@ _HOMES = {
     "load": "pipelines.loading",
     "observe": "pipelines.observe",
     "read_recipe": "pipelines.recipe",
+    "register": "registry",
 }
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "load",
     "observe",
     "read_recipe",
+    "register",
 ]
 
 

@@ -11,17 +11,18 @@ from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from ...control import Reference
+from ...control import Control, Reference
+from ...descriptions import Description, explain
 from ...errors import ControlError
 from ...layout import Site
-from ...pipelines.recipe import explain, read_recipe
-from ...processors import CONTROLS, AnyControl, SharingControl
+from ...pipelines.recipe import AnyControl, read_recipe
+from ...processors import SharingControl
+from ...registry import control_class, control_of, controls
 from .sets import StyleSet
 
 PLAIN, COPY = "plain", "copy"
-KINDS = MappingProxyType({control.model_fields["kind"].default: control for control in CONTROLS})
 VARIANTS = MappingProxyType(
     {
         "alignedgen": "aligned",
@@ -42,24 +43,21 @@ _WHERE = ("blocks", "heads", "steps")
 _GIVEN = ("kind", "reference", "where")
 _OPTIONS = ("negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "true_cfg_scale")
 _STANDIN = Reference(picture=Image.new("RGB", (8, 8)), caption="the set's reference")
-_CONTROLS: TypeAdapter[tuple[AnyControl, ...]] = TypeAdapter(tuple[AnyControl, ...])
 
 
-class Arm(BaseModel):
+class Arm(Description):
     """One method of a run: its controls, what it changes of the pipeline's call, and its place in a sweep.
 
     `copies`: the leader's picture stands for every picture, the baseline that no method may lose to nor be. `series` is
     the name without its swept values; `swept` are these.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     control: tuple[AnyControl, ...] = ()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     copies: bool = False
     series: str = ""
-    swept: dict[str, Any] = {}
+    swept: dict[str, Any] = Field({})
 
     @property
     def slug(self) -> str:
@@ -71,7 +69,7 @@ class Arm(BaseModel):
         """The controls that make pictures follow a leader."""
         return [control for control in self.control if isinstance(control, SharingControl)]
 
-    def on(self, one: StyleSet) -> tuple[AnyControl, ...]:
+    def on(self, one: StyleSet) -> tuple[Control, ...]:
         """The controls for a set: its reference picture leads where the arm brings none of its own."""
         if one.reference is None:
             return self.control
@@ -145,7 +143,7 @@ def _arm(text: str) -> Arm:
     elif name in VARIANTS:
         kind, _, own = VARIANTS[name].partition(":")
         base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in own.split(";") if p))]))
-    elif name in KINDS:
+    elif name in controls():
         base = Arm(name=name, control=_controls([_described(name, {})]))
     else:
         near = get_close_matches(name, [*_names(), *GROUPS], n=1)
@@ -210,15 +208,15 @@ def _described(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {"kind": kind, **{k: v for k, v in values.items() if k not in _WHERE}}
     if where := {k: v for k, v in values.items() if k in _WHERE}:
         body["where"] = where
-    field = KINDS[kind].model_fields.get("reference")
+    field = control_class(kind).model_fields.get("reference")
     if field is not None and field.is_required():
         body["reference"] = _STANDIN
     return body
 
 
-def _controls(bodies: Sequence[dict[str, Any]]) -> tuple[AnyControl, ...]:
+def _controls(bodies: Sequence[dict[str, Any]]) -> tuple[Control, ...]:
     try:
-        return _CONTROLS.validate_python(tuple(bodies))
+        return tuple(control_of(body) for body in bodies)
     except ValidationError as fault:
         raise ControlError(f"a method's settings: {explain(fault)}") from None
 
@@ -250,4 +248,4 @@ def _parts(text: str) -> list[str]:
 
 
 def _names() -> list[str]:
-    return [PLAIN, COPY, *KINDS, *VARIANTS]
+    return [PLAIN, COPY, *controls(), *VARIANTS]
