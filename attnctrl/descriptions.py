@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticCustomError, PydanticUndefined
 
 _TAGS = {"bool", "float", "int", "none", "str"}
 
@@ -26,7 +26,7 @@ class Description(BaseModel):
     def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic takes true for 1."""
         if _holds_truth(value) and not {bool, Any} & set(leaves(cls.model_fields[str(info.field_name)].annotation)):
-            raise ValueError("Input should not be true or false")
+            raise PydanticCustomError("truth", "Input should not be true or false")
         return value
 
 

@@ -48,10 +48,11 @@ def refusal(cls: type[BaseModel], name: str, error: ValidationError) -> ControlE
     field, place = cls.model_fields.get(fault.place[0]) if fault.place else None, ".".join(fault.place)
     if field is None:
         return ControlError(f"{name}: {fault.text}")
-    if fault.kind == "missing":
+    inner = [part for part in fault.place[1:] if not part.isdigit()]
+    if fault.kind == "missing" and not fault.place[-1].isdigit():
         return ControlError(f"{name} needs {place}: write {place}=...")
-    own = fault.kind == "value_error" or len(fault.place) > 1
-    return ControlError(f"{name}: {place}: {fault.text}{'' if own else f'; {place} is {takes(field)}'}")
+    told = "" if inner or fault.kind == "value_error" else f"; {fault.place[0]} is {takes(field)}"
+    return ControlError(f"{name}: {place}: {fault.text}{told}")
 
 
 def split(text: str, at: str = ",") -> list[str]:
@@ -124,7 +125,8 @@ def _plain(kinds: list[Any], inner: type[BaseModel] | None, text: str, name: str
     """A text as one of the kinds takes it; what does not fit is left to the validation."""
     several, one = any(get_origin(kind) is tuple for kind in kinds), any(kind in _SCALARS for kind in kinds)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return _unquoted(text)
+        text = _unquoted(text)
+        return {next(iter(inner.model_fields)): text} if inner is not None and not one else text
     if text[:1] in ("[", "{") and (several or inner):
         try:
             return json.loads(text)

@@ -1,0 +1,299 @@
+"""The registry: one kind, one class; and a rehearsal, a method in one file outside the package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from test_command_line import call
+
+from attnctrl import (
+    APG,
+    NAG,
+    AlignedStyle,
+    Control,
+    ControlError,
+    Recipe,
+    Where,
+    attached,
+    read_recipe,
+    register,
+    registry,
+)
+from attnctrl.control import Effect
+from attnctrl.processors import SharingControl
+from attnctrl.registry import control_class, control_of, controls, controls_of, described, load_file
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = Path(__file__).with_name("outside") / "ablate.py"
+
+
+@pytest.fixture
+def table():
+    """What is registered within the test goes with it."""
+    controls()
+    before = dict(registry._controls), dict(registry._loaded), dict(sys.modules)
+    yield
+    for now, then in zip((registry._controls, registry._loaded, sys.modules), before, strict=True):
+        for name in set(now) - set(then):
+            del now[name]
+        now.update(then)
+
+
+# ---------------------------------------------------------------- what is known
+
+
+def test_methods_are_found_by_family_and_name():
+    assert list(controls()) == [*controls("sharing"), *controls("guidance"), *controls("other")]
+    assert list(controls("sharing")) == ["aligned", "freecus", "naive", "stylealigned"]
+    assert list(controls("guidance")) == ["apg", "nag", "pag", "seg", "slg", "softpag", "tpg"]
+    for kind, cls in controls().items():
+        assert cls.model_fields["kind"].default == kind
+        assert control_class(kind) is cls
+
+
+def test_every_method_and_setting_says_what_it_is():
+    for kind, one in described().items():
+        assert one["title"], kind
+        assert one["source"], kind
+        assert one["says"].endswith("."), kind
+        for name, setting in one["settings"].items():
+            assert setting["says"], f"{kind}: {name}"
+            assert setting["takes"], f"{kind}: {name}"
+    assert described()["nag"]["settings"]["alpha"]["takes"] == "a number from 0 to 1 or none"
+    assert described()["freecus"]["settings"]["reference"]["default"] is None
+
+
+def test_the_registry_itself_needs_no_torch():
+    code = "import sys, attnctrl.registry; assert not {'torch', 'diffusers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"), [("nagg", "did you mean nag?"), ("zzz", "there is no control 'zzz'; known: aligned")]
+)
+def test_an_unknown_kind_is_told_what_is_known(wanted, hint):
+    with pytest.raises(ControlError) as refused:
+        control_class(wanted)
+    assert hint in str(refused.value)
+    assert "a control of your own is loaded with --load FILE.py" in str(refused.value)
+
+
+# ---------------------------------------------------------------- registering
+
+
+def mine(name: str = "Mine", base: type = Control, **body):
+    """A control class made here, not yet registered."""
+    body = {"__module__": __name__, "__annotations__": {}, "plan": lambda self, call: Effect(), **body}
+    if "kind" in body:
+        body["__annotations__"]["kind"] = Literal[body["kind"]]
+    return type(name, (base,), body)
+
+
+def test_register_returns_the_class_and_makes_it_known(table):
+    cls = mine(kind="mine")
+    assert register(cls) is cls
+    assert controls("other") == {"mine": cls}
+    assert Recipe(prompts=("a",), control=({"kind": "mine", "strength": 0.5},)).control == (cls(strength=0.5),)
+
+
+def test_one_kind_is_one_class(table):
+    with pytest.raises(
+        ControlError, match=r"two controls are called 'nag': NAG in .*nag\.py and Other in .*; rename yours"
+    ):
+        register(mine("Other", kind="nag"))
+    assert control_class("nag") is NAG
+
+
+def test_a_class_made_anew_takes_its_own_place(table):
+    old, new = register(mine(kind="mine")), register(mine(kind="mine"))
+    assert control_class("mine") is new
+    assert control_of(old()) == old(), "what was made of the earlier one still goes into recipes"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: int, lambda: Control, lambda: SharingControl, lambda: mine(kind="Mine"), lambda: mine(kind="plain"),
+     lambda: mine(kind="a:b"), lambda: mine(kind="copy"), lambda: mine("Nag2", NAG)],
+    ids=["no control", "abstract", "no kind", "upper case", "plain", "colon", "copy", "its base's kind"],
+)  # fmt: skip
+def test_what_cannot_be_registered(make, table):
+    before = controls()
+    with pytest.raises(ControlError):
+        register(make())
+    assert controls() == before
+
+
+def test_controls_of_takes_controls_classes_texts_and_lists():
+    assert controls_of(None) == controls_of([]) == ()
+    assert controls_of(NAG) == controls_of(NAG()) == controls_of("nag") == controls_of(["nag"]) == (NAG(),)
+    assert controls_of(["nag:phi=3", APG, AlignedStyle()]) == (NAG(phi=3), APG(), AlignedStyle())
+
+
+@pytest.mark.parametrize("value", [5, True, {"kind": "nag"}, b"nag", ["nag", None], int])
+def test_controls_of_refuses_anything_else_in_one_sentence(value):
+    with pytest.raises(
+        ControlError, match="is no control; give a control, its class, a text such as 'nag:prompt=blurry'"
+    ):
+        controls_of(value)
+
+
+def test_controls_of_says_what_a_class_needs():
+    with pytest.raises(ControlError, match="freecus needs reference"):
+        controls_of(control_class("freecus"))
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def test_a_recipe_writes_every_setting_of_any_control(table):
+    cls = register(mine(kind="mine", __annotations__={"depth": int}, depth=3))
+    recipe = Recipe(prompts=("a",), control=(cls(depth=7), NAG(phi=3)))
+    assert '"depth": 7' in recipe.dump()
+    assert '"phi": 3.0' in recipe.dump()
+    assert Recipe.model_validate_json(recipe.dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [({"kind": "x"}, "control.0.*there is no control 'x'"), ("nag:phi=3", "described by its kind"), ({"phi": 3}, "described by its kind"),
+     ({"kind": 3}, "described by its kind"), ({"kind": "nag", "phi": 0}, r"control\.0\.phi"), ({"kind": "nag", "phy": 3}, r"control\.0\.phy"),
+     (mine(kind="strange")(), "Mine is not registered")],
+)  # fmt: skip
+def test_what_a_recipe_refuses(entry, words):
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        Recipe.model_validate({"prompts": ["a"], "control": [entry]})
+
+
+# ---------------------------------------------------------------- lists that follow
+
+
+def test_lists_follow_from_the_registry(table, monkeypatch, capsys):
+    from attnctrl.app.options import style_of
+    from attnctrl.app.web.api import styles
+    from attnctrl.app.web.tabs.evaluate import methods_offered
+    from attnctrl.evals.runs.arms import arms
+
+    cls = register(mine("Ours", SharingControl, kind="ours", title="Our sharing"))
+    assert "ours" in styles()
+    assert methods_offered()["Our sharing"] == "ours"
+    assert "freecus" not in styles(), "which waits for a picture"
+    assert style_of("ours", 0.5, None, None, ()) == (cls(strength=0.5),)
+    assert arms(["ours:strength=0.3"])[0].control == (cls(strength=0.3),)
+    assert call(monkeypatch, "methods", "ours") == 0
+    assert "adain_queries = true" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- the rehearsal
+
+
+def attnctrl(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    settings = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "attnctrl", *words], capture_output=True, text=True, env=settings, cwd=ROOT
+    )
+
+
+def test_a_method_outside_the_package_is_drawn_and_replayed(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    words = [
+        "generate",
+        "a fox",
+        "a car",
+        "--control",
+        "ablate:heads=L1H0 L3H1,strength=0.8",
+        "--control",
+        "aligned:strength=0.5",
+    ]
+    fast = ["--model", "tiny-flux", "--steps", "2", "--device", "cpu"]
+    done = attnctrl(*words, *fast, "--out", str(first), "--load", str(OUTSIDE))
+    assert done.returncode == 0, done.stderr
+    assert '"kind": "ablate"' in (first / "recipe.json").read_text()
+    replayed = attnctrl("run", str(first / "00.png"), "--out", str(again), ATTNCTRL_LOAD=str(OUTSIDE))
+    assert "2 of 2 pictures are identical" in replayed.stdout, replayed.stderr
+    unknown = attnctrl("run", str(first / "recipe.json"), "--out", str(tmp_path / "no"))
+    assert unknown.returncode == 2
+    assert "there is no control 'ablate'" in " ".join(unknown.stderr.split())
+    assert "--load FILE.py" in " ".join(unknown.stderr.split())
+
+
+def test_a_method_outside_the_package_in_python(table, pipe, latents_of, tmp_path):
+    load_file(OUTSIDE)
+    load_file(OUTSIDE)
+    (control,) = controls_of("ablate:heads=L1H0 L3H1,strength=0.8")
+    cls = type(control)
+    stock = latents_of(pipe)
+
+    def drawn(one: Control) -> torch.Tensor:
+        with attached(pipe, one):
+            return latents_of(pipe)
+
+    assert torch.equal(drawn(cls(strength=0.0)), stock)
+    assert not torch.equal(drawn(control), stock)
+    assert torch.equal(drawn(control), drawn(control))
+    whole = cls(where=Where(blocks="1")).plan(None)
+    out = torch.ones(1, 2, 4, 3)
+    at = type("At", (), {"out": lambda self: out, "gate": torch.tensor([0.0, 1.0, 0.0, 1.0])})()
+    assert torch.equal(whole.output(at).mean((0, 1, 3)), torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    (tmp_path / "r.json").write_text(Recipe(prompts=("a",), control=(control,)).dump())
+    assert read_recipe(tmp_path / "r.json").control == (control,)
+
+
+# ---------------------------------------------------------------- files that cannot be loaded
+
+FAULTS = {
+    "syntax": ("x = (", "SyntaxError"),
+    "import": ("\nimport no_such_module_anywhere\n", "No module named 'no_such_module_anywhere' (line 2)"),
+    "raises": ("1 / 0", "ZeroDivisionError: division by zero (line 1)"),
+    "another's kind": (OUTSIDE.read_text().replace("ablate", "nag"), "two controls are called 'nag'"),
+    "half done": (OUTSIDE.read_text() + "\nraise ValueError('late')\n", "ValueError: late"),
+}
+
+
+@pytest.mark.parametrize(("body", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_file_that_fails_leaves_nothing(body, words, table, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(body)
+    before = controls()
+    for _ in range(2):
+        with pytest.raises(ControlError) as refused:
+            load_file(path)
+        assert words in str(refused.value)
+        assert str(refused.value).startswith(f"--load {path}: ")
+        assert "\n" not in str(refused.value)
+        assert controls() == before
+    path.write_text(OUTSIDE.read_text())
+    load_file(path)
+    assert "ablate" in controls(), "once it is mended"
+
+
+def test_files_that_are_none(monkeypatch, tmp_path):
+    for path, words in ((tmp_path / "no.py", "there is no such file"), (tmp_path, "there is no such file")):
+        with pytest.raises(ControlError, match=words):
+            load_file(path)
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(ControlError, match=r"name it FILE\.py"):
+        load_file(tmp_path / "a.txt")
+    monkeypatch.setenv("ATTNCTRL_LOAD", str(tmp_path / "no.py"))
+    with pytest.raises(ControlError, match=r"no\.py: there is no such file"):
+        controls()
+
+
+def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path):
+    home = tmp_path / "site"
+    (home / "theirs-1.0.dist-info").mkdir(parents=True)
+    (home / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    points = "[attnctrl.controls]\nablate = theirs:Ablate\nbroken = no_such_module_anywhere\n"
+    (home / "theirs-1.0.dist-info" / "entry_points.txt").write_text(points)
+    (home / "theirs.py").write_text(OUTSIDE.read_text())
+    path = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
+    done = attnctrl("methods", "ablate", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "Head ablation: what the chosen heads say is left out" in done.stdout
+    assert "the controls of no_such_module_anywhere cannot be loaded and are missing" in " ".join(done.stderr.split())
