@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +13,7 @@ from .console import console
 
 if TYPE_CHECKING:
     from ..control import Control
+    from ..descriptions import Setting
 
 
 class Loading(TyperGroup):
@@ -67,23 +68,26 @@ def listing(chosen: dict[str, type[Control]]) -> Iterator[str]:
 
 
 def page(chosen: dict[str, type[Control]]) -> Iterator[str]:
-    """The same as Markdown: a table a method."""
+    """The same as Markdown: a table a method, and one for each setting that has parts."""
     from ..descriptions import settings_of
     from ..registry import says
+    from ..where import Where
 
     yield "# The methods"
     yield ""
     yield "Written by `attnctrl methods --markdown > docs/methods.md` from the registry. Settings are given as"
-    yield '`--control nag:prompt="blurry, dark",phi=5`, in recipes as JSON, and in Python as arguments of the class.'
+    yield '`--control nag:prompt="blurry, dark",phi=5,blocks=late`, in recipes as JSON, in Python as arguments.'
     for kind, cls in chosen.items():
-        yield from ["", f"## {kind}", "", f"`{cls.__name__}`, {cls.family}. {says(cls)} {cls.source}".strip(), ""]
-        yield from _table(settings_of(cls))
-    for name, inner in _parts(chosen).items():
-        yield from ["", f"## {name}.", "", (inner.__doc__ or "").splitlines()[0], ""]
+        settings = {one.name: one for one in settings_of(cls)}
+        where = [f"{name} `{settings.pop(name).default}`" for name in Where.model_fields]
+        yield from ["", f"## {kind}", "", f"{says(cls)} {cls.source}".strip(), ""]
+        yield from [f"`{cls.__name__}`, {cls.family}; {', '.join(where)}.", "", *_table(settings.values())]
+    for name, inner in {"where": Where, **_parts(chosen)}.items():
+        yield from ["", f"## The parts of `{name}`", "", (inner.__doc__ or "").splitlines()[0], ""]
         yield from _table(settings_of(inner))
 
 
-def _table(settings: Any) -> Iterator[str]:
+def _table(settings: Iterable[Setting]) -> Iterator[str]:
     yield "| setting | default | | takes |"
     yield "|---|---|---|---|"
     for one in settings:

@@ -20,6 +20,7 @@ from ...layout import Site
 from ...pipelines.recipe import AnyControl, read_recipe
 from ...processors import SharingControl
 from ...registry import control_class, control_of, controls
+from ...written import split
 from .sets import StyleSet
 
 PLAIN, COPY = "plain", "copy"
@@ -116,7 +117,7 @@ def arms(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[Arm, ...]:
     settings: `aligned:strength=0.3;blocks=0-3`. A sweep, `strength=0.1,0.3,1`, takes the place of every arm that has
     that setting by one arm a value; several sweeps make all combinations. Raises ControlError.
     """
-    texts = [text for part in methods for text in _parts(part)]
+    texts = [text for part in methods for text in split(part)]
     texts = [one for text in texts for one in GROUPS.get(text, (text,))]
     if not texts:
         raise ControlError(f"no method is given; name some of {', '.join(_names())}, or a recipe.json")
@@ -133,7 +134,7 @@ def _arm(text: str) -> Arm:
     name, _, settings = text.partition(":")
     if name in GROUPS:
         raise ControlError(f"{name} is a group of methods and takes no settings; give them to one method")
-    values = dict(_setting(part) for part in settings.split(";") if part.strip())
+    values = dict(_setting(part) for part in split(settings, ";"))
     if name.endswith((".json", ".png")):
         recipe = read_recipe(name)
         options = {key: value for key, value in recipe.arguments().items() if key in _OPTIONS}
@@ -142,7 +143,7 @@ def _arm(text: str) -> Arm:
         base = Arm(name=name, copies=name == COPY)
     elif name in VARIANTS:
         kind, _, own = VARIANTS[name].partition(":")
-        base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in own.split(";") if p))]))
+        base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in split(own, ";")))]))
     elif name in controls():
         base = Arm(name=name, control=_controls([_described(name, {})]))
     else:
@@ -162,7 +163,7 @@ def _swept(found: Iterable[Arm], sweeps: Sequence[str]) -> list[Arm]:
     result = list(found)
     for sweep in sweeps:
         key, equals, texts = sweep.partition("=")
-        values = [_setting(f"{key}={text}")[1] for text in _parts(texts)]
+        values = [_setting(f"{key}={text}")[1] for text in split(texts)]
         if not equals or not values:
             raise ControlError(f"--sweep {sweep}: write a setting and its values, such as strength=0.1,0.3,1")
         if not any(_has(arm, key) for arm in result):
@@ -233,18 +234,6 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def _parts(text: str) -> list[str]:
-    """Split at commas that stand in no brackets."""
-    found, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth == 0:
-            found.append("")
-        else:
-            found[-1] += letter
-    return [part.strip() for part in found if part.strip()]
 
 
 def _names() -> list[str]:
