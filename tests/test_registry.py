@@ -167,6 +167,7 @@ def test_lists_follow_from_the_registry(table, monkeypatch, capsys):
     assert "freecus" not in styles(), "which waits for a picture"
     assert style_of("ours", 0.5, None, None, ()) == (cls(strength=0.5),)
     assert arms(["ours:strength=0.3"])[0].control == (cls(strength=0.3),)
+    assert [arm.control for arm in arms(['nag:prompt="a, b";phi=3,ours'])] == [(NAG(prompt="a, b", phi=3),), (cls(),)]
     assert call(monkeypatch, "methods", "ours") == 0
     assert "adain_queries = true" in capsys.readouterr().out
 
