@@ -55,6 +55,8 @@ def register(cls: C) -> C:
     model: type[Control] = cls
     field = model.model_fields["kind"]
     kind = field.default
+    if cls.family not in FAMILIES:
+        raise ControlError(f"{cls.__name__} is of the family {cls.family!r}; choose {', '.join(FAMILIES)}")
     if get_args(field.annotation) != (kind,) or not _KIND.fullmatch(kind) or kind in RESERVED:
         raise ControlError(
             f'{cls.__name__} has no kind of its own; write kind: Literal["mine"] = "mine" in lower-case letters, '

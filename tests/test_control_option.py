@@ -285,3 +285,8 @@ def test_load_may_stand_anywhere(place, monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "mine is read" in out
     assert "phi = 5.0" in out
+
+
+def test_load_needs_a_file(monkeypatch, capsys):
+    assert call(monkeypatch, "methods", "--load") == 2
+    assert "--load needs a FILE.py" in capsys.readouterr().err

@@ -101,8 +101,9 @@ def test_a_class_made_anew_takes_its_own_place(table):
 @pytest.mark.parametrize(
     "make",
     [lambda: int, lambda: Control, lambda: SharingControl, lambda: mine(kind="Mine"), lambda: mine(kind="plain"),
-     lambda: mine(kind="a:b"), lambda: mine(kind="copy"), lambda: mine("Nag2", NAG)],
-    ids=["no control", "abstract", "no kind", "upper case", "plain", "colon", "copy", "its base's kind"],
+     lambda: mine(kind="a:b"), lambda: mine(kind="copy"), lambda: mine("Nag2", NAG),
+     lambda: mine(kind="mine", family="mine")],
+    ids=["no control", "abstract", "no kind", "upper case", "plain", "colon", "copy", "its base's kind", "family"],
 )  # fmt: skip
 def test_what_cannot_be_registered(make, table):
     before = controls()

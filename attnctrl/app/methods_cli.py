@@ -27,7 +27,7 @@ class Loading(TyperGroup):
         words = iter(args[:ends])
         for word in words:
             if word == "--load":
-                first += [word, *[value for value in [next(words, None)] if value is not None]]
+                first += [word, next(words, None) or ctx.fail("--load needs a FILE.py")]
             else:
                 (first if word.startswith("--load=") else rest).append(word)
         parsed: list[str] = super().parse_args(ctx, [*first, *rest, *args[ends:]])
