@@ -73,7 +73,7 @@ def mine(name: str = "Mine", base: type = Control, **body):
     """A control class made here, not yet registered."""
     body = {"__module__": __name__, "__annotations__": {}, "plan": lambda self, call: Effect(), **body}
     if "kind" in body:
-        body["__annotations__"]["kind"] = Literal[body["kind"]]
+        body["__annotations__"] = {"kind": Literal[body["kind"]], **body["__annotations__"]}
     return type(name, (base,), body)
 
 
@@ -98,16 +98,28 @@ def test_a_class_made_anew_takes_its_own_place(table):
     assert control_of(old()) == old(), "what was made of the earlier one still goes into recipes"
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: int, lambda: Control, lambda: SharingControl, lambda: mine(kind="Mine"), lambda: mine(kind="plain"),
-     lambda: mine(kind="a:b"), lambda: mine(kind="copy"), lambda: mine("Nag2", NAG),
-     lambda: mine(kind="mine", family="mine")],
-    ids=["no control", "abstract", "no kind", "upper case", "plain", "colon", "copy", "its base's kind", "family"],
-)  # fmt: skip
-def test_what_cannot_be_registered(make, table):
+NO_CONTROL, NO_KIND = (
+    "is no control that can be planned; subclass Control",
+    "has no kind of its own; write kind: Literal",
+)
+UNREGISTERED = {
+    "no control": (lambda: int, NO_CONTROL),
+    "abstract": (lambda: SharingControl, NO_KIND),
+    "abstract, with a kind": (lambda: mine(kind="mine", plan=Control.plan), NO_CONTROL),
+    "upper case": (lambda: mine(kind="Mine"), NO_KIND),
+    "a colon": (lambda: mine(kind="a:b"), NO_KIND),
+    "plain": (lambda: mine(kind="plain"), NO_KIND),
+    "copy": (lambda: mine(kind="copy"), NO_KIND),
+    "its base's kind": (lambda: mine("Nag2", NAG), "two controls are called 'nag'"),
+    "no literal kind": (lambda: mine(__annotations__={"kind": str}, kind="mine"), NO_KIND),
+    "family": (lambda: mine(kind="mine", family="mine"), "is of the family 'mine'; choose sharing, guidance, other"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), UNREGISTERED.values(), ids=list(UNREGISTERED))
+def test_what_cannot_be_registered(make, words, table):
     before = controls()
-    with pytest.raises(ControlError):
+    with pytest.raises(ControlError, match=words):
         register(make())
     assert controls() == before
 
@@ -118,7 +130,7 @@ def test_controls_of_takes_controls_classes_texts_and_lists():
     assert controls_of(["nag:phi=3", APG, AlignedStyle()]) == (NAG(phi=3), APG(), AlignedStyle())
 
 
-@pytest.mark.parametrize("value", [5, True, {"kind": "nag"}, b"nag", ["nag", None], int])
+@pytest.mark.parametrize("value", [5, True, {"kind": "nag"}, b"nag", b"", ["nag", None], int])
 def test_controls_of_refuses_anything_else_in_one_sentence(value):
     with pytest.raises(
         ControlError, match="is no control; give a control, its class, a text such as 'nag:prompt=blurry'"
