@@ -123,7 +123,8 @@ def _value(annotation: Any, node: Node, name: str) -> Any:
 
 def _plain(kinds: list[Any], inner: type[BaseModel] | None, text: str, name: str) -> Any:
     """A text as one of the kinds takes it; what does not fit is left to the validation."""
-    several, one = any(get_origin(kind) is tuple for kind in kinds), any(kind in _SCALARS for kind in kinds)
+    pictured = any(getattr(kind, "__name__", "") == "Image" for kind in kinds)
+    several, one = any(get_origin(kind) is tuple for kind in kinds), pictured or any(kind in _SCALARS for kind in kinds)
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = _unquoted(text)
         return {next(iter(inner.model_fields)): text} if inner is not None and not one else text
@@ -134,15 +135,15 @@ def _plain(kinds: list[Any], inner: type[BaseModel] | None, text: str, name: str
             raise ControlError(f'{name}: {text} is no JSON; write [0, 1] or {{"start": 1}}') from None
     if type(None) in kinds and str not in kinds and text.lower() == "none":
         return None
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            return next((value for value in get_args(kind) if str(value) == text), text)
+    for word in (word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)):
+        if str(word) == text:
+            return word
     if several and inner is None and (":" in text or not one):
         return [part.strip() for part in text.split(":")]
     if inner is not None and not one:
         first, field = next(iter(inner.model_fields.items()))
         return {first: _plain(list(alternatives(field.annotation)), None, text, name)}
-    return str(Path(text).expanduser()) if any(getattr(kind, "__name__", "") == "Image" for kind in kinds) else text
+    return str(Path(text).expanduser()) if pictured else text
 
 
 def _is_description(kind: Any) -> TypeGuard[type[BaseModel]]:

@@ -34,11 +34,11 @@ def texts(name: str, field: FieldInfo, picture: str) -> Iterator[tuple[str, str]
     """A value of a setting, other than its default, as users write it: (name, text), parts by dotted names."""
     kinds = list(alternatives(field.annotation))
     inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-    if inner is not None:
+    if Image.Image in kinds:
+        yield name, f'"{picture}"'
+    elif inner is not None:
         for part, one in inner.model_fields.items():
             yield from texts(f"{name}.{part}", one, picture)
-    elif Image.Image in kinds:
-        yield name, f'"{picture}"'
     elif str in kinds:
         usual = {"blocks": "0-3/2", "heads": "L0H1 L2H3", "steps": "0%-60%"}
         yield name, usual.get(name.split(".")[-1], '"blurry, dark (very), a=b"')
