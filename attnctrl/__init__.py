@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StyleAligned,
         attached,
     )
+    from .region import Region
     from .registry import register
     from .where import Where
 
@@ -53,6 +54,7 @@ _HOMES = {
     "PAG": "processors",
     "Recipe": "pipelines.recipe",
     "Reference": "control",
+    "Region": "region",
     "SEG": "processors",
     "SLG": "processors",
     "SoftPAG": "processors",
@@ -90,6 +92,7 @@ __all__ = [
     "OverGuidanceWarning",
     "Recipe",
     "Reference",
+    "Region",
     "SoftPAG",
     "StyleAligned",
     "Where",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from .control import Call, Control, Effect
+from .control import Call, Control
+from .effect import Effect
 
-Change = Literal["skip"] | Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Change = Literal["skip"] | Callable[["Tensor"], "Tensor"]
 """What a guide does to a whole block: leave it out, or feed it another image stream [B, S_img, C]."""
 
 

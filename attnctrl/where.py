@@ -26,7 +26,9 @@ class Where(Description):
         global numbers `19`, `19-56`,
         every n-th `19-56/2`, or numbers within a stream `single:0-5`. A list of ints is accepted.
     heads: `all`, `H3` (in every chosen block) or `L14H7`; separated by commas or spaces.
-    steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not).
+    steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not); a part
+    in which no step begins
+        is the step that it lies in.
         A pair of floats (0.0, 0.4) is accepted.
     Raises ValidationError for what it cannot read.
     """
@@ -123,10 +125,19 @@ def listed_heads(text: str) -> list[tuple[int | None, int]]:
 
 def _contains(item: str, step: Step) -> bool:
     if part := _PART.fullmatch(item):
-        return float(part["first"]) <= 100 * step.index / step.count < float(part["last"])
+        first, last = float(part["first"]), float(part["last"])
+        if _begins(first, last, step.count):
+            return first <= 100 * step.index / step.count < last
+        return step.index == min(int(first * step.count / 100), step.count - 1)
     if whole := _STEPS.fullmatch(item):
         return int(whole["first"]) <= step.index <= int(whole["last"] or whole["first"])
     return item == "all"
+
+
+def _begins(first: float, last: float, count: int) -> bool:
+    """Whether any of so many steps begins in a part of the schedule, in percent."""
+    near = int(first * count / 100)
+    return any(first <= 100 * index / count < last for index in range(near, min(near + 2, count)))
 
 
 def _items(text: str) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attnctrl import APG, NAG, PAG, SLG, Control, OverGuidanceWarning, SoftPAG, Where, attached, load
-from attnctrl.processors.attaching import architecture_of
+from attnctrl.processors.attaching import host_of
 
 PROMPTS, ROUNDS = ["a red fox", "a green teapot"], 15
 ON_CPU = {
@@ -82,7 +82,7 @@ def main(models: list[str]) -> None:
         pipe.set_progress_bar_config(disable=True)
         calls = one_step(pipe)
         guided = len(calls) == 2 or getattr(pipe, "do_classifier_free_guidance", False)
-        kinds = controls(len(architecture_of(pipe).blocks(pipe.transformer)), guided)
+        kinds = controls(len(host_of(pipe).edge.blocks(pipe.transformer)), guided)
         bounds = {name: flops(pipe, calls, control) for name, control in kinds.items()}
         times: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(ROUNDS):

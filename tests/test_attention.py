@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnctrl.attention import (
     Backend,
     Branch,
+    Rows,
     _chunked,
     attend_branches,
     attend_with_lse,
     by_joined_keys,
     by_log_sum_exp,
 )
-from attnctrl.layout import RowPlan
 from attnctrl.statistics import adain
 
 B, S, H, D, EXTRA = 4, 37, 3, 16, 23
@@ -27,13 +27,6 @@ B, S, H, D, EXTRA = 4, 37, 3, 16, 23
 
 def index(*rows: int) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int64)
-
-
-def rows_of(targets: tuple[int, ...]) -> RowPlan:
-    rest = [row for row in range(B) if row not in targets]
-    order = sorted(range(B), key=[*rest, *targets].__getitem__)
-    zeros = index(*[0] * len(targets))
-    return RowPlan(index(*targets), zeros[:, None], zeros, index(*rest), index(*order))
 
 
 def tensors(dtype: torch.dtype, sizes: tuple[int, ...] = (S, S, S), rows: int = B) -> list[torch.Tensor]:
@@ -47,7 +40,7 @@ BIASES = {
     "log 2": torch.tensor(math.log(2)),
     "-30": torch.tensor(-30.0),
     "closed": torch.tensor(-torch.inf),
-    "per head": torch.tensor([0.5, -torch.inf, -2.0]),
+    "per head": torch.tensor([0.5, -torch.inf, -2.0]).reshape(H, 1, 1),
 }
 
 
@@ -59,15 +52,15 @@ BIASES = {
 def test_joined_keys_and_log_sum_exp_equal_dense(bias, targets, dtype, tolerance):
     q, k, v = tensors(dtype)
     key, value = tensors(dtype, (EXTRA, EXTRA), len(targets))
-    branch = Branch(rows_of(targets), key, value, bias)
+    own, branch = Branch(k, v), Branch(key, value, Rows.chosen(targets, B), log_bias=bias)
     expected = dense_attention(*(x.double() for x in (q, k, v)))
-    full = torch.zeros(H) if bias is None else bias.double().expand(H)
+    full = torch.zeros(H) if bias is None else bias.double().flatten().expand(H)
     dense_bias = torch.cat([torch.zeros(H, S), full[:, None].expand(H, EXTRA)], 1)[None, :, None]
     for i, row in enumerate(targets):
         joined = [torch.cat([x[row], y[i]])[None].double() for x, y in ((k, key), (v, value))]
         expected[row] = dense_attention(q[row][None].double(), *joined, dense_bias)[0]
-    one_call = by_joined_keys(q, k, v, branch, Backend())
-    merged = by_log_sum_exp(q, k, v, [branch])
+    one_call = by_joined_keys(q, own, branch, Backend())
+    merged, _ = by_log_sum_exp(q, (own, branch))
     for result in (one_call, merged):
         assert result.dtype == dtype
         assert (result.double() - expected).abs().max() < tolerance
@@ -76,7 +69,7 @@ def test_joined_keys_and_log_sum_exp_equal_dense(bias, targets, dtype, tolerance
 def test_no_branch_is_the_stock_call_bit_for_bit():
     q, k, v = tensors(torch.float32)
     stock = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
-    assert torch.equal(attend_branches(q, k, v, [], Backend()), stock.transpose(1, 2))
+    assert torch.equal(attend_branches(q, (Branch(k, v),), Backend()), stock.transpose(1, 2))
 
 
 def test_log_sum_exp_of_every_kernel():

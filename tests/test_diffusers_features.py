@@ -12,7 +12,10 @@ from tiny_siblings import masks, pictures
 from torch._dynamo.testing import CompileCounter
 
 from attnctrl import AlignedStyle, ControlError, NaiveSharing, Reference, Where, attached
-from attnctrl.rows import CopyRow, PictureRow, widened
+from attnctrl.batch import widened
+from attnctrl.guests import CopyRow, PictureRow
+from attnctrl.layout import Step
+from attnctrl.processors.flux import FluxEdge
 
 GOLD = Reference(picture=Image.new("RGB", (64, 64), "gold"), caption="a coin")
 
@@ -40,7 +43,7 @@ def test_steps_are_counted_from_where_img2img_begins(cls, latents_of):
     stock = run()
     with attached(pipe, AlignedStyle(reference=GOLD, where=Where(steps="0-0"))) as session:
         first_step = run()
-        assert session._clock.last == 4
+        assert session.calls == 3
         assert session.acted == [1]
     assert (first_step - stock).abs().amax((1, 2)).min() > 1e-3
 
@@ -73,13 +76,14 @@ def test_picture_reference_is_refused_where_the_input_has_fewer_channels():
 def test_added_rows_get_no_residuals_and_the_negative_text():
     """ControlNet's residuals and IP-Adapter's embeddings are zero in a picture's row; negative halves keep their text."""
     one = torch.ones
+    batched, now = FluxEdge.batched, Step(0, 1, torch.tensor(0.25))
     row = PictureRow(one(1, 6, 16), 3 * one(1, 6, 16), 5 * one(1, 4, 8), 5 * one(1, 8))
     arguments = {
         "hidden_states": 7 * one(2, 6, 24), "encoder_hidden_states": 9 * one(2, 4, 8), "pooled_projections": 9 * one(2, 8),
         "timestep": 0.5 * one(2), "guidance": None, "img_ids": one(2, 3), "controlnet_block_samples": [one(2, 6, 16)],
         "joint_attention_kwargs": {"ip_adapter_image_embeds": [one(2, 1, 4)], "scale": 0.5},
     }  # fmt: skip
-    wide = widened(arguments, [row], torch.tensor(0.25), (True,), 2)
+    wide = widened(batched, arguments, [row], now, (True,))
     assert wide["hidden_states"][:, 0, 0].tolist() == [0.25 * 3 + 0.75, 7, 7]
     assert wide["hidden_states"][:, 0, 23].tolist() == [7, 7, 7], "further channels are the first row's"
     assert wide["encoder_hidden_states"][:, 0, 0].tolist() == [5, 9, 9]
@@ -88,15 +92,10 @@ def test_added_rows_get_no_residuals_and_the_negative_text():
     assert wide["joint_attention_kwargs"]["scale"] == 0.5
     assert wide["img_ids"] is arguments["img_ids"]
     assert len(wide["timestep"]) == 3
-    negative = widened(arguments, [row], torch.tensor(0.25), (False,), 2)
+    negative = widened(batched, arguments, [row], now, (False,))
     assert negative["encoder_hidden_states"][:, 0, 0].tolist() == [9, 9, 9]
-    halves = widened(
-        {**arguments, "controlnet_block_samples": [torch.tensor([1.0, 2.0])]},
-        [row, CopyRow(0)],
-        torch.tensor(0.25),
-        (False, True),
-        2,
-    )
+    several = {**arguments, "controlnet_block_samples": [torch.tensor([1.0, 2.0])]}
+    halves = widened(batched, several, [row, CopyRow(0)], now, (False, True))
     assert halves["encoder_hidden_states"][:, 0, 0].tolist() == [9, 9, 9, 5, 9, 9]
     assert halves["controlnet_block_samples"][0].tolist() == [0, 1, 1, 0, 2, 2]
     assert arguments["hidden_states"].shape[0] == 2, "the caller's arguments are not touched"

@@ -159,8 +159,8 @@ def test_a_block_number_means_one_block():
     still(names == ["1", "10", "11"], 'PAGMixin\'s "blocks.1" matches 10-19')
     pipe = tiny_sd3()
     pipe.transformer = Holder().transformer
-    with attached(pipe, PAG(where=Where(blocks="1"))) as session:
-        assert [session.sites[place].index for place in session.selected[0]] == [1]
+    with attached(pipe, control := PAG(where=Where(blocks="1"))) as session:
+        assert [site.index for site in session.sites_of(control)] == [1]
 
 
 def test_the_norms_of_queries_and_keys_are_kept(latents_of):

@@ -14,8 +14,8 @@ from references.freecus import Subject, calculate_mu, freecus_attention, referen
 from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import AlignedStyle, ControlError, Reference, Where, attached
+from attnctrl.guests import reversed_odds
 from attnctrl.processors import FreeCus, described
-from attnctrl.rows import reversed_odds
 
 GRID, TEXT = (4, 6), 9
 EVERY = Where(blocks="all")

@@ -116,7 +116,7 @@ def test_off_twice_broken_and_after(control, model, latents_of):
     seen = []
 
     def stop(*_: Any) -> None:
-        seen.append((session._perturbing, same(parts_of(pipe), before)))
+        seen.append((session._perturbing is not None, same(parts_of(pipe), before)))
         if len(seen) == 2:
             raise RuntimeError("stop")
 
@@ -149,8 +149,9 @@ def test_a_session_that_is_over_holds_no_prediction(control, latents_of):
     pipe = tiny_flux()
     with attached(pipe, control, guidance_scale=2.0) as session:
         latents_of(pipe, cfg=2.0)
-    held = [vars(session), vars(session._guidance) if session._guidance else {}]
+    guidance = session.stations[0].guidance
+    held = [vars(session), vars(guidance) if guidance else {}]
     kept = [name for part in held for name, value in part.items() if isinstance(value, Tensor) and value.numel() > 1]
     assert kept == []
     assert session._now is None
-    assert not session._memory
+    assert not session.bank.nbytes

@@ -30,7 +30,7 @@ from attnctrl import (
     observe,
 )
 from attnctrl.app.attention_cli import attention
-from attnctrl.control import Effect
+from attnctrl.effect import Effect
 from attnctrl.pipelines.overlays import coloured, overlaid
 from attnctrl.processors.observing import STATISTICS
 
@@ -125,14 +125,14 @@ def test_nothing_is_kept_but_what_was_taken(pipe):
             session.recorded(watch)
         pipe("an owl", **options("FLUX", False))
         assert session.recorded(watch) is not first
-    assert not session._memory
+    assert not session.bank.nbytes
     with pytest.warns(NoEffectWarning, match="what observe recorded was not taken"), attached(pipe, watch):
         pipe("a fox", **options("FLUX", False))
     off = Observe(tokens=((2,),), strength=0)
     with warnings.catch_warnings(), attached(pipe, off) as session:
         warnings.simplefilter("error")
         pipe("a fox", **options("FLUX", False))
-        assert not session._memory
+        assert not session.bank.nbytes
 
 
 def test_overlays_are_dim_where_nothing_is_read_and_bright_where_much_is():

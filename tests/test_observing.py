@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_attention import Shapes, index
+from test_attention import Shapes
 from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import (
@@ -16,9 +16,9 @@ from attnctrl import (
     attached,
     observe,
 )
-from attnctrl.attention import Branch
-from attnctrl.control import Attended
-from attnctrl.layout import RowPlan, TokenLayout
+from attnctrl.attention import Branch, Rows
+from attnctrl.effect import Attended
+from attnctrl.layout import Layout
 from attnctrl.processors.observing import STATISTICS, observed
 
 MODELS = {
@@ -146,11 +146,11 @@ def test_all_text_columns_and_the_image_make_one(model):
 
 # ---------------------------------------------------------------- the arithmetic, by hand
 
-LAYOUT = TokenLayout(text=(0, 2), image=(2, 8), grid=(2, 3))
+LAYOUT = Layout.of((("text", 2), ("image", 6)), (2, 3))
 
 
-def at(q: torch.Tensor, k: torch.Tensor, branches: tuple[Branch, ...] = (), layout: TokenLayout = LAYOUT) -> Attended:
-    return Attended(q, k, k, layout, None, None, None, list(branches), None)  # type: ignore[arg-type]
+def at(q: torch.Tensor, k: torch.Tensor, branches: tuple[Branch, ...] = (), layout: Layout = LAYOUT) -> Attended:
+    return Attended(q, k, k, layout, None, None, None, None, (Branch(k, k), *branches))  # type: ignore[arg-type]
 
 
 def statistics(*given: Any, **more: Any) -> dict[str, list[float]]:
@@ -177,8 +177,10 @@ def test_shared_keys_join_the_denominator():
     q, k = (torch.randn(3, 8, 3, 4, generator=g) for _ in range(2))
     first, second = torch.randn(2, 5, 3, 4, generator=g), torch.randn(1, 4, 3, 4, generator=g)
     bias = torch.tensor([0.7, -torch.inf, 0.0])
-    rows = [RowPlan(index(1, 2), index(0, 0)[:, None], index(0, 0), index(0), index(0, 1, 2)) for _ in range(2)]
-    branches = (Branch(rows[0], first, first, bias), Branch(RowPlan(index(2), *[index(0)] * 4), second, second))
+    branches = (
+        Branch(first, first, Rows.chosen((1, 2), 3), log_bias=bias.reshape(3, 1, 1)),
+        Branch(second, second, Rows.chosen((2,), 3)),
+    )
     maps, found = observed(at(q, k, branches), 2, (0, 1), ((1,), (0, 1)))
     for place, head in enumerate((0, 1)):
         keys = torch.cat([k[2], first[1], second[0]])[:, head].double()
@@ -197,7 +199,7 @@ def test_shared_keys_join_the_denominator():
 
 
 def test_condition_images_count_as_shared():
-    layout = TokenLayout((0, 2), (2, 5), (1, 3), (5, 8))
+    layout = Layout.of((("text", 2), ("image", 3), ("condition", 3)), (1, 3))
     assert statistics(at(*[torch.zeros(1, 8, 1, 8)] * 2, layout=layout), 0, (0,), ())["shared"] == [3 / 8]
 
 

@@ -19,7 +19,7 @@ from attnctrl import (
     Recipe,
     register,
 )
-from attnctrl.control import Effect
+from attnctrl.effect import Effect
 from attnctrl.processors import SharingControl
 from attnctrl.registry import control_class, control_of, controls, controls_of, described
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from tiny import tiny_flux
+from tiny import clip_parts, tiny_flux, tiny_vae
 
 from attnctrl import (
     AlignedStyle,
@@ -19,9 +19,11 @@ from attnctrl import (
     NaiveSharing,
     NoEffectWarning,
     Reference,
+    SoftPAG,
     StyleAligned,
     Where,
     attached,
+    controlled,
 )
 
 
@@ -53,14 +55,18 @@ def test_two_references_have_a_row_each(pipe, latents_of):
     pictures = [Reference(picture=Image.new("RGB", (64, 64), c), caption="a tile") for c in ("red", "blue")]
     first = AlignedStyle(reference=pictures[0], adain_queries=False, adain_keys=False)
     second = StyleAligned(reference=pictures[1], where=Where(blocks="double"))
-    with attached(pipe, [first, second]) as session:
+    rows: list[int] = []
+    pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    with attached(pipe, [first, second]):
         both = latents_of(pipe, n=2)
-        assert len(session._rows) == 2
+        assert rows.pop() == 4
     with attached(pipe, [second, first]):
         swapped = latents_of(pipe, n=2)
-    with attached(pipe, [first, second.model_copy(update={"reference": pictures[0]})]) as session:
+    with attached(pipe, [first, second.model_copy(update={"reference": pictures[0]})]):
         same = latents_of(pipe, n=2)
-        assert len(session._rows) == 1
+        assert rows.pop() == 3
     torch.testing.assert_close(both, swapped, atol=1e-4, rtol=1e-4)
     assert (both - same).abs().max() > 1e-3
 
@@ -143,13 +149,31 @@ def test_never_acting_warns(pipe, latents_of):
         latents_of(pipe, steps=3)
 
 
+def test_a_pipeline_with_a_unet_is_refused_by_the_models_that_controls_run_on():
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, cross_attention_dim=16,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, attention_head_dim=2,
+    )  # fmt: skip
+    tokenizer, text_encoder = clip_parts()
+    old = StableDiffusionPipeline(
+        tiny_vae(), text_encoder, tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+    )
+    words = (
+        "StableDiffusionPipeline .*is not supported; controls run on .*FluxTransformer2DModel.*SD3Transformer2DModel"
+    )
+    for control in (AlignedStyle(), [AlignedStyle(), SoftPAG(where=Where(heads="L1H1"))], AlignedStyle(strength=0)):
+        with pytest.raises(ControlError, match=words), attached(old, control):
+            pass
+    with pytest.raises(ControlError, match=r"StableDiffusionPipeline has no .*FluxTransformer2DModel"):
+        controlled(StableDiffusionPipeline)
+
+
 def test_unknown_model_and_foreign_processor(pipe):
     class Other:
         transformer = torch.nn.Linear(2, 2)
 
     with pytest.raises(ControlError, match="Other with a Linear is not supported"), attached(Other(), AlignedStyle()):
         pass
-    assert StableDiffusionPipeline is not None
     pipe.transformer.transformer_blocks[0].attn.processor = type(
         "Mine", (), {"__call__": print, "_parallel_config": None}
     )()

@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import ControlError, load
-from attnctrl.pipelines.words import columns_of, piece_spans, words_of
+from attnctrl.processors.attaching import host_of
+from attnctrl.words import columns_of, piece_spans, words_of
 
 PIECES = {  # the tiny tokenizers know letters only: CLIP <s> a | f o x </s>, T5 ▁ a ▁ f o x </s>
     "FLUX": (tiny_flux, {"a": (0, 1), "fox": (2, 3, 4, 5)}),
@@ -16,26 +17,26 @@ PIECES = {  # the tiny tokenizers know letters only: CLIP <s> a | f o x </s>, T5
 
 @pytest.mark.parametrize(("build", "expected"), PIECES.values(), ids=PIECES.keys())
 def test_all_pieces_of_a_word_at_its_place_in_the_joint_text(build, expected):
-    assert {word.text: word.columns for word in words_of(build(), "a fox", max_sequence_length=12)} == expected
+    assert {word.text: word.columns for word in words_of(host_of(build()), "a fox", max_sequence_length=12)} == expected
 
 
 def test_embedded_tokenizers_split_and_join():
     pipe = load("tiny-sd3", device="cpu")
     t5 = pipe.tokenizer_3.convert_ids_to_tokens(pipe.tokenizer_3("a hedgehog, comic")["input_ids"])
     clip = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer("a hedgehog, comic")["input_ids"])
-    (word,) = columns_of(pipe, "a hedgehog, comic", ["hedgehog"])
+    (word,) = columns_of(host_of(pipe), "a hedgehog, comic", ["hedgehog"])
     ours = [clip[c] if c < 24 else t5[c - 24] for c in word.columns]
     halves = "".join(ours[: sum(c < 24 for c in word.columns)]), "".join(ours[sum(c < 24 for c in word.columns) :])
     assert halves == ("hedgehog</w>", "▁hedgehog")
-    assert [len(w.columns) for w in columns_of(pipe, "a hedgehog, comic", ["comic"])] == [2]
+    assert [len(w.columns) for w in columns_of(host_of(pipe), "a hedgehog, comic", ["comic"])] == [2]
 
 
 def test_phrases_repeats_case_and_hyphens():
     pipe = tiny_flux()
     prompt = "Red fox, fox-red red"  # ▁Red ...: capitals are unknown to the letters, but still tokens
-    words = {word.text: word.columns for word in words_of(pipe, prompt, max_sequence_length=40)}
+    words = {word.text: word.columns for word in words_of(host_of(pipe), prompt, max_sequence_length=40)}
     assert list(words) == ["Red", "fox", "fox-red"]
-    one, phrase = columns_of(pipe, prompt, ["RED", "red FOX"], max_sequence_length=40)
+    one, phrase = columns_of(host_of(pipe), prompt, ["RED", "red FOX"], max_sequence_length=40)
     assert one.columns == words["Red"]
     assert set(phrase.columns) < {*words["Red"], *words["fox"]}
     assert set(words["fox"]) < set(phrase.columns)
@@ -44,10 +45,17 @@ def test_phrases_repeats_case_and_hyphens():
 
 def test_a_second_prompt_is_what_its_encoder_reads():
     flux, sd3 = tiny_flux(), tiny_sd3()
-    assert [w.text for w in words_of(flux, "a fox", prompt_2="an owl", max_sequence_length=12)] == ["an", "owl"]
-    found = {w.text: w.columns for w in words_of(sd3, "a fox", prompt_3="an owl", max_sequence_length=12)}
+    assert [w.text for w in words_of(host_of(flux), "a fox", prompt_2="an owl", max_sequence_length=12)] == [
+        "an",
+        "owl",
+    ]
+    found = {w.text: w.columns for w in words_of(host_of(sd3), "a fox", prompt_3="an owl", max_sequence_length=12)}
     assert max(found["fox"]) < 32 <= min(found["owl"])
-    assert columns_of(sd3, "a fox", ["fox"], prompt_2="fox", max_sequence_length=12)[0].columns[:3] == (1, 2, 3)
+    assert columns_of(host_of(sd3), "a fox", ["fox"], prompt_2="fox", max_sequence_length=12)[0].columns[:3] == (
+        1,
+        2,
+        3,
+    )
 
 
 class Slow:
@@ -82,17 +90,19 @@ def test_greedy_decoding_equals_offsets():
 def test_words_that_are_not_there():
     pipe = tiny_sd3()
     with pytest.raises(ControlError, match=r"^there is no word 'owl' in the prompt; its words are a, red, fox$"):
-        columns_of(pipe, "a red fox", ["fox", "owl"], max_sequence_length=12)
+        columns_of(host_of(pipe), "a red fox", ["fox", "owl"], max_sequence_length=12)
     with pytest.raises(ControlError, match="no word ' ' in"):
-        columns_of(pipe, "a red fox", [" "], max_sequence_length=12)
+        columns_of(host_of(pipe), "a red fox", [" "], max_sequence_length=12)
     long = "abcdefghijklmnopqrstuvwxyzabcdefghijk fox"
     with pytest.raises(ControlError, match=r"^the word 'fox' is beyond the 44 tokens that the model reads"):
-        columns_of(pipe, long, ["fox"], max_sequence_length=12)
-    assert min(columns_of(pipe, long, ["fox"], max_sequence_length=60)[0].columns) > 32, "T5 alone still reads it"
-    assert words_of(pipe, long, max_sequence_length=12)[1].columns == ()
+        columns_of(host_of(pipe), long, ["fox"], max_sequence_length=12)
+    assert min(columns_of(host_of(pipe), long, ["fox"], max_sequence_length=60)[0].columns) > 32, (
+        "T5 alone still reads it"
+    )
+    assert words_of(host_of(pipe), long, max_sequence_length=12)[1].columns == ()
 
 
 def test_without_t5_only_clip_reads():
     pipe = tiny_sd3()
     pipe.text_encoder_3 = pipe.tokenizer_3 = None
-    assert words_of(pipe, "a fox")[1].columns == (2, 3, 4)
+    assert words_of(host_of(pipe), "a fox")[1].columns == (2, 3, 4)

@@ -203,12 +203,12 @@ def info(
     model: Model = "tiny-sd3",
 ) -> None:
     """Show a model's blocks as --blocks names them, and its own settings."""
-    from ..processors.attaching import architecture_of
+    from ..processors.attaching import host_of
 
     pipe = load_model(model, "cpu", None, "none")
-    architecture = architecture_of(pipe)
-    table = Table("block", "stream", "in stream", "heads", title=f"{model} ({architecture.name})")
-    for site in architecture.sites(pipe.transformer):
+    host = host_of(pipe)
+    table = Table("block", "stream", "in stream", "heads", title=f"{model} ({host.edge.name})")
+    for site in host.sites:
         table.add_row(f"L{site.index}", site.stream, f"{site.stream}:{site.local}", f"H0-H{site.heads - 1}")
     console.print(table)
     for name, value in pipe.settings.given().items():

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from ..control import Control
 from ..processors.attaching import attached
+from ..words import Prompts
 from .settings import FILE, ModelSettings
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3")
@@ -99,7 +100,7 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         del given["self"]
         filled = self.filled(given, controls)
         images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
-        with attached(self, controls, images_per_prompt=images, guidance_scale=scale):
+        with attached(self, controls, images_per_prompt=images, guidance_scale=scale, prompts=_prompts(filled)):
             return stock(self, **filled)
 
     added = inspect.signature(call, follow_wrapped=False).parameters["control"]
@@ -110,6 +111,12 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         f"ControlError when the call cannot carry the control. All else as in diffusers:\n{stock.__doc__}"
     )
     return call
+
+
+def _prompts(call: dict[str, Any]) -> Prompts | None:
+    """What the rows say, where they are given as words."""
+    prompt = call.get("prompt")
+    return None if prompt is None else Prompts((prompt,) if isinstance(prompt, str) else tuple(prompt), call)
 
 
 def _amended(prompt: str | list[str], controls: Sequence[Control]) -> str | list[str]:

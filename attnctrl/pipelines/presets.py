@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from ..descriptions import Description, explain
 from ..errors import ControlError
 from ..processors import SoftPAG
-from ..processors.attaching import architecture_of
+from ..processors.attaching import host_of
 from ..where import Where, listed_heads
 
 SHIPPED = Path(__file__).parent / "presets"
@@ -78,10 +78,10 @@ class HeadPreset(Description):
 
 def described(pipe: Any, model: str) -> dict[str, Any]:
     """What a preset says of its model: architecture, blocks, heads a block, digest of the weights."""
-    sites = architecture_of(pipe).sites(pipe.transformer)
+    sites = host_of(pipe).sites
     return {
         "model": model,
-        "architecture": architecture_of(pipe).name,
+        "architecture": host_of(pipe).edge.name,
         "blocks": sites[-1].index + 1,
         "heads_a_block": sites[0].heads,
         "weights": weights_digest(pipe.transformer),

@@ -23,8 +23,8 @@ class AlignedStyle(SharingControl):
     kind: Literal["aligned"] = "aligned"
     where: Where = Where(blocks="late")
     key_scale: KeyScale = Field(1.1, description="lambda: 1.1 in the released command, Falling() its class default")
-    shift: tuple[int, int] = Field(
-        (0, 1), description="ShiftPE: keys stand so many grids down and right; no target token shares their place"
+    shift: tuple[int, int] | Literal["native"] = Field(
+        "native", description="ShiftPE: keys stand so many grids down and right; no target token shares their place"
     )
 
     title: ClassVar[str] = "AlignedGen"

@@ -45,8 +45,8 @@ class APG(Combiner):
         denoised = x - sigma * c
         gap = sigma * (u - c)
         if self.momentum:
-            gap = gap + self.momentum * call.memory.get(("apg", id(self)), 0.0)
-            call.memory[("apg", id(self))] = gap
+            gap = gap + self.momentum * call.bank.get(self, "gap", 0.0)
+            call.bank.keep(self, "gap", gap)
         if self.norm_threshold:
             size = vector_norm(gap, dim=dims, keepdim=True)
             gap = gap * (self.norm_threshold / size.clamp(min=1e-12)).clamp(max=1.0)

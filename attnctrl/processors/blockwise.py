@@ -73,6 +73,8 @@ class TPG(BlockGuide):
         return shuffled
 
     def check(self, call: Call) -> None:
-        """Raise ControlError for a single token."""
+        """Raise ControlError for a single token, and where a view shows a part of them."""
+        if call.layout.shown is not None:
+            raise ControlError("tpg shuffles all image tokens, and another control's view shows a part of them")
         if call.layout.grid == (1, 1):
             raise ControlError("tpg has one image token and nothing to shuffle; make a larger picture")

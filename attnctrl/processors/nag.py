@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..control import Attended, Call, Control, Effect, Opposed
+from ..control import Call, Control, Run
+from ..effect import Attended, Effect
+from ..guests import Guest, OpposedGuest
 from ..registry import register
 from ..statistics import widened
 
@@ -51,21 +52,20 @@ class NAG(Control):
             raise ValueError("nag measures tokens over all heads; heads cannot be chosen")
         return self
 
-    def opposed(self, pictures: int) -> Sequence[Opposed]:
+    def guests(self, run: Run) -> Sequence[Guest]:
         """A row for each picture."""
-        return tuple(Opposed(i, self.prompt) for i in range(pictures))
+        return [OpposedGuest(i, self.prompt) for i in range(run.pictures)]
 
     def plan(self, call: Call) -> Effect:
         """The pictures' rows and their opposed ones, in the half that carries the prompts."""
         if not any(call.conditional):
             return Effect()
-        start, stop = call.groups[call.conditional.index(True)]
-        pictures = range(stop - start - len(call.added))
+        start, _ = call.groups[call.conditional.index(True)]
         rows = [
-            [start + len(call.added) + i for i in pictures],
-            [start + call.row_of(Opposed(i, self.prompt)) for i in pictures],
+            [start + len(call.guests) + i for i in range(call.pictures)],
+            [start + call.row_of(OpposedGuest(i, self.prompt)) for i in range(call.pictures)],
         ]
-        positive, negative = call.once(("rows", id(self)), lambda: torch.tensor(rows, device=call.device))
+        positive, negative = call.once(("rows", id(self)), lambda: call.index(rows))
         alpha = min(1.0, self.strength * (ALPHA[call.rotary] if self.alpha is None else self.alpha))
         return NagEffect(positive, negative, self.phi, self.tau, alpha, self.norm)
 
@@ -84,13 +84,13 @@ class NagEffect(Effect):
     def output(self, at: Attended) -> Tensor:
         """Both rows' image part guided; where no text is read (SD3.5's second attention) there is nothing to guide."""
         out = at.out()
-        image = at.layout.image_of(out)
-        if image.shape[1] == out.shape[1]:
+        if at.layout.text == (0, 0):
             return out
+        image = at.layout.image_of(out)
         guided = self._guided(image[self.positive], image[self.negative])
-        image = image.index_copy(0, self.positive, guided).index_copy(0, self.negative, guided)
-        start, stop = at.layout.image
-        return torch.cat([out[:, :start], image, out[:, stop:]], dim=1)
+        return at.layout.with_image(
+            out, image.index_copy(0, self.positive, guided).index_copy(0, self.negative, guided)
+        )
 
     def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
         z, against = widened(positive), widened(negative)

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from ..attention import attend_with_lse
-from ..control import Attended, Call, Effect
+from ..control import Call
+from ..effect import Attended, Effect
 from ..errors import ControlError
 from ..guide import Guide
-from ..layout import Site, TokenLayout
+from ..layout import Site
 from ..registry import register
 from ..statistics import widened
 from ..where import Where, listed_heads
@@ -65,9 +66,8 @@ class Perturbation(Guide):
 
     def check(self, call: Call) -> None:
         """Raise ControlError where `row_heads` has not one set of heads for each picture."""
-        pictures = call.groups[0][1] - len(call.added)
-        if self.row_heads is not None and len(self.row_heads) != pictures:
-            raise ControlError(f"row_heads lists {len(self.row_heads)} sets of heads for {pictures} pictures")
+        if self.row_heads is not None and len(self.row_heads) != call.pictures:
+            raise ControlError(f"row_heads lists {len(self.row_heads)} sets of heads for {call.pictures} pictures")
 
     def _degrees(self, site: Site, listed: list[tuple[int | None, int]]) -> Tensor:
         degrees = torch.zeros(site.heads)
@@ -104,6 +104,8 @@ class PerturbingEffect(Effect):
         if self.target == "identity":
             return at.v
         if self.target == "uniform":
+            if len(at.branches) > 1:  # a query of zeros reads everything alike
+                return at.attend(torch.zeros_like(at.q[:, :1])).expand_as(at.v)
             return widened(at.v).mean(1, keepdim=True).to(at.v.dtype).expand_as(at.v)
         if self.target == "query-mean":
             queries = at.layout.image_of(at.q) if self.image_only else at.q
@@ -111,7 +113,7 @@ class PerturbingEffect(Effect):
             return at.attend(mean).expand_as(at.v)
         if self.target == "self-text":
             return self_and_text(at)
-        return at.attend(_with_image(at.q, blurred(at.layout.image_of(at.q), at.layout.grid, self.kernel), at.layout))
+        return at.attend(at.layout.with_image(at.q, blurred(at.layout.image_of(at.q), at.layout.grid, self.kernel)))
 
 
 def self_and_text(at: Attended) -> Tensor:
@@ -123,11 +125,11 @@ def self_and_text(at: Attended) -> Tensor:
     q, k, v = (x[:, start:stop] for x in (at.q, at.k, at.v))
     texts = [torch.cat([x[:, :start], x[:, stop:]], dim=1) for x in (at.k, at.v)]
     if texts[0].shape[1] == 0:
-        return _with_image(at.out(), v, at.layout)
+        return at.layout.with_image(at.out(), v)
     read, lse = attend_with_lse(q, *texts)
     own = (q.to(lse.dtype) * k.to(lse.dtype)).sum(-1) / math.sqrt(q.shape[-1])
     share = torch.sigmoid(own - lse.transpose(1, 2)).unsqueeze(-1)
-    return _with_image(at.out(), torch.lerp(read.to(lse.dtype), v.to(lse.dtype), share).to(v.dtype), at.layout)
+    return at.layout.with_image(at.out(), torch.lerp(read.to(lse.dtype), v.to(lse.dtype), share).to(v.dtype))
 
 
 def gaussian(sigma: float, side: int) -> Tensor:
@@ -138,7 +140,7 @@ def gaussian(sigma: float, side: int) -> Tensor:
     return kernel / kernel.sum()
 
 
-def blurred(image: Tensor, grid: tuple[int, int], kernel: tuple[Tensor, Tensor] | None) -> Tensor:
+def blurred(image: Tensor, grid: tuple[int, ...], kernel: tuple[Tensor, Tensor] | None) -> Tensor:
     """Queries [B, rows * columns, H, D] blurred over their grid by a kernel an axis; None means their mean."""
     if kernel is None:
         return widened(image).mean(1, keepdim=True).to(image.dtype).expand_as(image)
@@ -148,11 +150,6 @@ def blurred(image: Tensor, grid: tuple[int, int], kernel: tuple[Tensor, Tensor] 
     x = conv2d(conv2d(x, down.view(1, 1, -1, 1)), across.view(1, 1, 1, -1))
     batch, _, heads, width = image.shape
     return x.view(batch, heads, width, -1).permute(0, 3, 1, 2).to(image.dtype)
-
-
-def _with_image(x: Tensor, image: Tensor, layout: TokenLayout) -> Tensor:
-    start, stop = layout.image
-    return torch.cat([x[:, :start], image, x[:, stop:]], dim=1)
 
 
 def _by_row(degree: Tensor, out: Tensor) -> Tensor:
@@ -220,6 +217,12 @@ class SEG(Perturbation):
 
     title: ClassVar[str] = "SEG"
     source: ClassVar[str] = "arXiv 2408.00760"
+
+    def check(self, call: Call) -> None:
+        """Raise ControlError where a view shows a part of the grid."""
+        super().check(call)
+        if call.layout.shown is not None and self.sigma <= 9999:
+            raise ControlError("seg blurs over the whole grid, and another control's view shows a part of it")
 
     def plan(self, call: Call) -> Effect:
         """The kernel for this grid."""

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from attnctrl import Control, register
-from attnctrl.control import Attended, Call, Effect
+from attnctrl.control import Call
+from attnctrl.effect import Attended, Effect
 
 
 @register

@@ -25,7 +25,7 @@ from ...pipelines.generate import PictureSet
 from ...pipelines.presets import HeadPreset, described, read_preset, shipped, write_preset
 from ...pipelines.recipe import Recipe
 from ...processors import SoftPAG
-from ...processors.attaching import architecture_of
+from ...processors.attaching import host_of
 from ..console import duration
 from . import look
 from .frame import Frame
@@ -242,8 +242,8 @@ def fitting(model: str) -> list[str]:
         pipe = skeleton(model)
     except LookupError:
         return [name for name in shipped() if read_preset(name).model == model]
-    sites = architecture_of(pipe).sites(pipe.transformer)
-    shape = architecture_of(pipe).name, sites[-1].index + 1, sites[0].heads
+    sites = host_of(pipe).sites
+    shape = host_of(pipe).edge.name, sites[-1].index + 1, sites[0].heads
     found = [(name, read_preset(name)) for name in shipped()]
     return [
         name

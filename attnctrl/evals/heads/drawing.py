@@ -126,8 +126,8 @@ def text_of(heads: Sequence[Head]) -> str:
 
 def pool(pipe: Any, where: Where) -> list[Head]:
     """Every head that a Where chooses, in order."""
-    from ...processors.attaching import architecture_of
+    from ...processors.attaching import host_of
 
-    sites = architecture_of(pipe).sites(pipe.transformer)
+    sites = host_of(pipe).sites
     chosen = where.select(sites)
     return sorted({(sites[i].index, h) for i, some in chosen.items() for h in (some or range(sites[i].heads))})

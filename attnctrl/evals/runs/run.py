@@ -22,7 +22,7 @@ from ...pipelines.generate import check_arguments, check_size, environment, gene
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
 from ...pipelines.recipe import PNG_KEY, Recipe
-from ...processors.attaching import architecture_of
+from ...processors.attaching import host_of
 from ..ledger import Ledger, processes, write_file
 from ..metrics.metric import DrawnSet, Metric
 from . import memory
@@ -52,7 +52,7 @@ class Run:
         folder: Path,
     ) -> None:
         torch.set_num_threads(config.threads)
-        sites = architecture_of(pipe).sites(pipe.transformer)
+        sites = host_of(pipe).sites
         for arm in config.arms:
             arm.check_model(sites)
             options = config.options(arm)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ControlError
-from ..processors.attaching import architecture_of
+from .errors import ControlError
+
+if TYPE_CHECKING:
+    from .host import Host
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 MARKS = re.compile("▁|</w>|Ġ")
 SLACK = 8
 """How many characters a slow tokenizer may have left out between two pieces, spaces among them."""
+TEXTS = ("prompt_2", "prompt_3", "max_sequence_length")
 Span = tuple[int, int]
 
 
@@ -41,14 +43,31 @@ class Part:
         return {self.first + i for i, (a, b) in pieces if any(a < stop and start < b for start, stop in spans)}
 
 
-def words_of(pipe: Any, prompt: str, **call: Any) -> tuple[Word, ...]:
+@dataclass(frozen=True)
+class Prompts:
+    """What the rows of a run say: a prompt each, and the pipeline's arguments that matter to its tokens."""
+
+    prompts: tuple[str, ...]
+    call: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, number: int) -> dict[str, Any]:
+        """The arguments that say how prompt `number` becomes tokens."""
+        texts = {name: value for name in TEXTS if (value := self.call.get(name))}
+        return {name: value[number] if isinstance(value, (list, tuple)) else value for name, value in texts.items()}
+
+    def columns(self, host: Host, text: str, number: int) -> tuple[int, ...]:
+        """The text columns of words in prompt `number`; ControlError where they are not in it."""
+        return columns_of(host, self.prompts[number], (text,), **self.of(number))[0].columns
+
+
+def words_of(host: Host, prompt: str, **call: Any) -> tuple[Word, ...]:
     """The words of a prompt in their order, each once, with all columns of all places where it stands.
 
     Columns count from 0 within the text that the transformer reads. FLUX: T5's (`tokenizer_2`). SD3: CLIP's, which both
     encoders share, and then T5's; a word has columns in both. `call`: the pipeline's arguments, of which `prompt_2`,
     `prompt_3` and `max_sequence_length` matter. Upper and lower case are the same.
     """
-    parts = parts_of(pipe, prompt, **call)
+    parts = host.parts(prompt, **call)
     found: dict[str, str] = {}
     for part in parts:
         for match in WORD.finditer(part.text):
@@ -56,17 +75,17 @@ def words_of(pipe: Any, prompt: str, **call: Any) -> tuple[Word, ...]:
     return tuple(Word(text, _columns(parts, (low,))) for low, text in found.items())
 
 
-def columns_of(pipe: Any, prompt: str, words: Sequence[str], **call: Any) -> tuple[Word, ...]:
+def columns_of(host: Host, prompt: str, words: Sequence[str], **call: Any) -> tuple[Word, ...]:
     """The chosen words, or phrases of words that follow each other ("red fox"), with their columns as in `words_of`.
 
     Raises ControlError for a word that is not in the prompt, and for one that the text encoders cut off.
     """
-    parts = parts_of(pipe, prompt, **call)
+    parts = host.parts(prompt, **call)
     result = []
     for word in words:
         lowered = tuple(match[0].lower() for match in WORD.finditer(word))
         if not lowered or not any(_spans(part.text, lowered) for part in parts):
-            known = ", ".join(one.text for one in words_of(pipe, prompt, **call))
+            known = ", ".join(one.text for one in words_of(host, prompt, **call))
             raise ControlError(f"there is no word {word!r} in the prompt; its words are {known or 'none'}")
         columns = _columns(parts, lowered)
         if not columns:
@@ -74,22 +93,6 @@ def columns_of(pipe: Any, prompt: str, words: Sequence[str], **call: Any) -> tup
             raise ControlError(f"the word {word!r} is beyond the {length} tokens that the model reads; put it earlier")
         result.append(Word(word, columns))
     return tuple(result)
-
-
-def parts_of(pipe: Any, prompt: str, **call: Any) -> tuple[Part, ...]:
-    """What the pipeline's tokenizers make of the prompts, as parts of the text sequence."""
-    length = call.get("max_sequence_length") or _usual_length(pipe)
-    if architecture_of(pipe).name == "flux":
-        text = call.get("prompt_2") or prompt
-        if hasattr(pipe, "maybe_convert_prompt"):  # textual inversion: one placeholder becomes several tokens
-            text = pipe.maybe_convert_prompt(text, pipe.tokenizer_2)
-        return (Part(pipe.tokenizer_2, text, 0, length),)
-    clip = pipe.tokenizer_max_length
-    texts = prompt, call.get("prompt_2") or prompt, call.get("prompt_3") or prompt
-    parts = [Part(one, text, 0, clip) for one, text in zip((pipe.tokenizer, pipe.tokenizer_2), texts, strict=False)]
-    if pipe.text_encoder_3 is not None:
-        parts.append(Part(pipe.tokenizer_3, texts[2], clip, length))
-    return tuple(parts)
 
 
 def piece_spans(tokenizer: Any, text: str, length: int) -> list[Span]:
@@ -130,8 +133,3 @@ def _spans(text: str, lowered: tuple[str, ...]) -> list[Span]:
         if tuple(word for word, _ in found[i : i + len(lowered)]) == lowered:
             spans += [span for _, span in found[i : i + len(lowered)]]
     return spans
-
-
-def _usual_length(pipe: Any) -> int:
-    own = getattr(getattr(pipe, "settings", None), "max_sequence_length", None)
-    return int(own or inspect.signature(type(pipe).__call__).parameters["max_sequence_length"].default)
