@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         attached,
     )
     from .region import Region
+    from .registry import register
     from .where import Where
 
 _HOMES = {
@@ -66,6 +67,7 @@ _HOMES = {
     "load": "pipelines.loading",
     "observe": "pipelines.observe",
     "read_recipe": "pipelines.recipe",
+    "register": "registry",
 }
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "load",
     "observe",
     "read_recipe",
+    "register",
 ]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from .descriptions import Description
 from .effect import Effect
 from .layout import Arguments, Layout, Rotary, Site, Step, on
 from .pictures import Picture
@@ -27,25 +28,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Reference(BaseModel):
+class Reference(Description):
     """A picture to follow, as one more batch row that is noised to each step's level and dropped from the result.
 
-    `picture`: path or PIL image; `caption` describes it (empty: the empty prompt); `seed` draws its one fixed noise
-    (AlignedGen, arXiv 2509.17088, its external reference; no inversion).
-    `mask`: white where the picture may be read, a picture of the same size, or a Region; None: everywhere. `strength`
-    multiplies the
-    odds of its tokens, beside the control's own. `noise`: `step` is the scheduler's level, `finer` the level under the
-    reversed schedule shift, which leaves more detail (FreeCus, arXiv 2507.15249).
+    One fixed noise, no inversion: AlignedGen's external reference (arXiv 2509.17088). The level `finer`: FreeCus
+    (arXiv 2507.15249).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    picture: Picture
-    caption: str = ""
-    seed: int = 0
-    mask: Region | Picture | None = None
-    strength: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    noise: Literal["step", "finer"] = "step"
+    picture: Picture = Field(description="the picture itself")
+    caption: str = Field("", description="what it shows; empty is the empty prompt")
+    seed: int = Field(0, ge=0, lt=2**63, description="draws its one noise")
+    mask: Region | Picture | None = Field(
+        None, description="white where it may be read, of the picture's size, or a region; none: everywhere"
+    )
+    strength: float = Field(1.0, gt=0.0, description="multiplies the odds of its tokens, beside the control's own")
+    noise: Literal["step", "finer"] = Field(
+        "step", description="the scheduler's level, or the one under the reversed schedule shift: more detail"
+    )
 
     @model_validator(mode="after")
     def _mask_fits(self) -> Reference:
@@ -147,16 +146,22 @@ class Call:
         return self.edge.table(self.transformer, positions)
 
 
-class Control(BaseModel, ABC):
+class Control(Description, ABC):
     """Base of all controls: data that can be stored in a recipe, and `plan`, which turns it into an effect.
 
-    `strength` 0 switches a control off, bit for bit.
+    `attnctrl.register` makes a subclass known by its `kind`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     kind: str
-    where: Where = Where()
-    strength: float = Field(1.0, ge=0.0)
+    where: Where = Field(Where(), description="blocks, heads and steps at which it acts")
+    strength: float = Field(1.0, ge=0.0, description="how much; 0 is off, bit for bit")
+
+    title: ClassVar[str] = ""
+    """Its name for people, in lists; the class's if empty."""
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "other"
+    """The list in which it stands."""
+    source: ClassVar[str] = ""
+    """Where the method was published."""
 
     @field_validator("where", mode="before")
     @classmethod

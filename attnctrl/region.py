@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from .descriptions import Description
 from .errors import ControlError
 from .pictures import Picture, fit_picture
 
@@ -14,7 +15,7 @@ FINE = 8
 """A box is drawn so many times finer than the grid, so that a token knows how much of it lies inside."""
 
 
-class Region(BaseModel):
+class Region(Description):
     """A part of a picture: a `box`, a `mask`, or a union, intersection or difference of `parts`.
 
     box: (left, top, right, bottom) as shares of the frame. mask: white inside, a path or a picture of any size, fitted
@@ -24,13 +25,11 @@ class Region(BaseModel):
     three.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
     box: tuple[float, float, float, float] | None = None
     mask: Picture | None = None
     joined: Literal["union", "intersection", "difference"] = "union"
     parts: tuple[Region, ...] = ()
-    edge: float = Field(0.0, ge=0.0, le=64.0, allow_inf_nan=False)
+    edge: float = Field(0.0, ge=0.0, le=64.0)
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Region:

@@ -38,7 +38,7 @@ def controls(blocks: int, guided: bool) -> dict[str, Control | None]:
         **{f"softpag, {name} block ({places[name]})": control for name, control in head.items()},
         "pag, middle third": PAG(),
         "slg, the block before the last": SLG(where=Where(blocks=str(blocks - 2), steps="all")),
-        "nag": NAG(negative_prompt="a rag"),
+        "nag": NAG(prompt="a rag"),
         **({"apg": APG(guidance_scale=3.0)} if guided else {}),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -16,6 +17,8 @@ from diffusers import FluxPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from run_fixtures import copied, drawer, single, small, whole  # noqa: F401
 from tiny import tiny_flux
+
+from attnctrl import registry
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
@@ -52,3 +55,16 @@ def latents_of() -> Callable[..., torch.Tensor]:
         return result
 
     return run
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    """What is registered within the test goes with it."""
+    registry.controls()
+    before = dict(registry._controls), dict(registry._loaded)
+    yield
+    for now, then in zip((registry._controls, registry._loaded), before, strict=True):
+        now.clear()
+        now.update(then)
+    for name in [name for name in sys.modules if name.startswith("attnctrl_loaded_")]:
+        del sys.modules[name]

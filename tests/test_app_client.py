@@ -112,7 +112,7 @@ def test_enumerations_are_what_the_server_offers(server):
     body = spec(server)["paths"]["/gradio_api/call/v2/generate_set"]["post"]["requestBody"]
     properties = body["content"]["application/json"]["schema"]["properties"]
     assert set(properties["model"]["enum"]) == set(server.frame.engine.models)
-    assert properties["style"]["enum"] == ["aligned", "stylealigned", "naive", "plain"]
+    assert properties["style"]["enum"] == ["aligned", "naive", "stylealigned", "plain"]
 
 
 # --- what the endpoints return ---
@@ -189,7 +189,10 @@ def test_the_server_describes_itself(server, client):
     told = client.predict(api_name="/describe")
     assert told["models"] == list(server.frame.engine.models)
     assert {"aligned", "softpag"} <= set(told["methods"])
-    assert all(told["methods"].values())
+    nag = told["methods"]["nag"]
+    assert nag["settings"]["phi"]["default"] == "5.0"
+    assert "from 1" in nag["settings"]["phi"]["takes"]
+    assert all(one["says"] and one["settings"] for one in told["methods"].values())
     assert told["limits"]["items"] == 6
     assert told["metrics"]
     assert isinstance(told["head_presets"], list)

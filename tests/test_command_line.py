@@ -134,7 +134,7 @@ def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> str:
 BAD = {
     "one prompt": (lambda t: ["generate", "a fox"], "one prompt has nothing to share"),
     "no prompt": (lambda t: ["generate"], "Missing argument"),
-    "unknown style": (lambda t: ["generate", "a", "b", "--style", "alinged"], "choose aligned, stylealigned, naive, freecus, plain"),
+    "unknown style": (lambda t: ["generate", "a", "b", "--style", "alinged"], "choose aligned, freecus, naive, stylealigned, plain"),
     "unknown model": (lambda t: ["generate", "a", "b", "--model", "tiny-flax"], "there is no model 'tiny-flax'"),
     "a folder that is no model": (lambda t: ["generate", "a", "b", "--model", str(t)], "model_index.json is missing"),
     "another model's folder": (lambda t: ["generate", "a", "b", "--model", other(t)], "StableDiffusionPipeline has no FluxTransformer2DModel"),
@@ -165,7 +165,7 @@ BAD = {
     "no JSON": (lambda t: ["run", text(t / "x.json")], "Invalid JSON"),
     "a foreign PNG": (lambda t: ["run", picture(t / "x.png", (9, 9))], "carries no recipe"),
     "unknown field": (lambda t: ["run", text(t / "x.json", '{"prompts": ["a"], "stile": 1}')], "stile"),
-    "unknown control": (lambda t: ["run", text(t / "x.json", '{"prompts": ["a", "b"], "control": [{"kind": "x"}]}')], "kind"),
+    "unknown control": (lambda t: ["run", text(t / "x.json", '{"prompts": ["a", "b"], "control": [{"kind": "x"}]}')], "control.0: there is no control 'x'"),
     "no prompts": (lambda t: ["run", text(t / "x.json", '{"prompts": []}')], "prompts"),
     "another model's heads": (lambda t: ["generate", "a", "--style", "plain", "--heads", "flux-green"], "is for black-forest-labs/FLUX.1-dev"),
     "unknown preset": (lambda t: ["generate", "a", "--style", "plain", "--heads", "flux-gren"], "there is no preset 'flux-gren'"),

@@ -252,7 +252,7 @@ GOLD = Reference(picture=Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 40).c
 @pytest.mark.parametrize(
     "control",
     [AlignedStyle(reference=GOLD), AlignedStyle(reference=(GOLD, GOLD.model_copy(update={"seed": 1})), strength=0.5),
-     NAG(negative_prompt="an owl"), [AlignedStyle(reference=GOLD), SoftPAG(where=Where(heads="L3H1"))]],
+     NAG(prompt="an owl"), [AlignedStyle(reference=GOLD), SoftPAG(where=Where(heads="L3H1"))]],
     ids=["a picture", "two pictures", "NAG", "picture and SoftPAG"],
 )  # fmt: skip
 def test_added_rows_are_no_nan_and_the_mask_acts(control, mask, cfg, pipe, latents_of):

@@ -89,7 +89,7 @@ def test_a_bias_asks_the_chosen_backend_as_often_as_none(control, change, cfg, p
 TOGETHER = {
     "two branches": [NaiveSharing(where=EVERY), NaiveSharing(where=EVERY, shift=(0, 1))],
     "two pictures": [AlignedStyle(where=EVERY, reference=(GOLD, GOLD.model_copy(update={"seed": 3, "strength": 0.5})))],
-    "NAG at half strength": [AlignedStyle(where=EVERY, strength=0.5), NAG(negative_prompt="an owl")],
+    "NAG at half strength": [AlignedStyle(where=EVERY, strength=0.5), NAG(prompt="an owl")],
     "SoftPAG at half strength": [AlignedStyle(where=EVERY, strength=0.5), SoftPAG(where=Where(heads="L1H1 L3H2"))],
     "SEG's other queries": [AlignedStyle(where=EVERY, strength=0.5), SoftPAG(where=Where(heads="L3H2"), target="query-mean")],
 }  # fmt: skip

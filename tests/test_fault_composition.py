@@ -126,7 +126,7 @@ def test_softpag_acts_before_nag(model, cfg):
     assert (velocity(BLOCKS, nag_first=True) - perturbed).abs().flatten(1).amax(1).min() > 1e-2, "the order matters"
     delta, uncond = 1.5 * (cond - perturbed), plain.uncond(x, sigma)
     soft = SoftPAG(where=Where(heads="L1H0 L1H2 L2H1 L2H3"), u=(1.0, 0.6, 0.3, 1.0), strength=1.5)
-    for controls in permutations([soft, NAG(negative_prompt=NEGATIVE)]):
+    for controls in permutations([soft, NAG(prompt=NEGATIVE)]):
         positive, other = guided_call(model, list(controls), passes)
         torch.testing.assert_close(positive, cond + delta, atol=2e-6, rtol=2e-6)
         if uncond is not None:
@@ -164,8 +164,8 @@ BESIDE: dict[str, list[Any]] = {
     "alone": [],
     "a picture": [NaiveSharing(where=Where(blocks="1-2"), reference=CAVE)],
     "two pictures": [AlignedStyle(where=Where(blocks="0-2"), reference=(CAVE, COIN))],
-    "NAG": [NAG(negative_prompt="an owl", where=Where(blocks="0-2"))],
-    "a picture and NAG": [NAG(negative_prompt="an owl", where=Where(blocks="0-2")), StyleAligned(where=Where(blocks="1-2"), reference=COIN)],
+    "NAG": [NAG(prompt="an owl", where=Where(blocks="0-2"))],
+    "a picture and NAG": [NAG(prompt="an owl", where=Where(blocks="0-2")), StyleAligned(where=Where(blocks="1-2"), reference=COIN)],
 }  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def test_picture_i_has_the_heads_of_row_i_on_sd3(kind, scale, latents_of):
 @pytest.mark.parametrize("perturbing", [SoftPAG, PAG])
 def test_nag_gives_each_negative_row_its_pictures_heads(perturbing, pipe, latents_of):
     """Where NAG reads the negative row above a perturbed head, picture i must not see the heads of picture 0."""
-    beside = [NAG(negative_prompt="an owl", where=EVERY)]
+    beside = [NAG(prompt="an owl", where=EVERY)]
     expected = []
     for i, heads in enumerate(SETS):
         with attached(pipe, [perturbing(where=Where(blocks="3-4", heads=heads), u=0.7), *beside]):

@@ -53,7 +53,7 @@ ROWS = {
         [AlignedStyle(), StyleAligned(shift=(0, 1), where=Where(blocks="0"))], 1, 0, 1),
     "the first, copied, and moved elsewhere": (
         [AlignedStyle(), StyleAligned(shift=(1, 0), where=Where(blocks="0"))], 1, 0, 2),
-    "a picture and NAG": ([AlignedStyle(reference=CAVE), NAG(negative_prompt="an owl")], 1, 3, 3),
+    "a picture and NAG": ([AlignedStyle(reference=CAVE), NAG(prompt="an owl")], 1, 3, 3),
     "off": ([AlignedStyle(reference=CAVE, strength=0), NAG(strength=0)], 1, 0, 0),
 }  # fmt: skip
 

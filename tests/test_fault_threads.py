@@ -24,7 +24,7 @@ CONTROLS = {
     "AlignedGen": AlignedStyle(where=Where(blocks="all")),
     "SoftPAG": SoftPAG(where=Where(heads="L1H1 L2H3")),
     "SLG": SLG(where=Where(blocks="1", steps="all")),
-    "NAG": NAG(negative_prompt="an owl"),
+    "NAG": NAG(prompt="an owl"),
     "two": [StyleAligned(), SoftPAG(where=Where(heads="L1H1 L2H3"))],
 }
 both_models = pytest.mark.parametrize("model", MODELS)

@@ -23,7 +23,7 @@ CONTROLS = (
     SEG(where=Where(blocks="1"), sigma=1.0),
     SLG(where=Where(blocks="1", steps="all")),
     TPG(where=Where(blocks="1")),
-    NAG(negative_prompt="an owl"),
+    NAG(prompt="an owl"),
     APG(),
 )
 

@@ -101,14 +101,14 @@ GUIDES = {
 ALL = Where(blocks="all")
 ROWS = {"shared_pooled": True, "kinds": ("joint",)}  # one image stream under two texts, as in the authors' SD3 pipeline
 NEGATIVES = {
-    "NAG": Negative(NAG(where=ALL, negative_prompt=NEGATIVE), **ROWS),
-    "NAG, L2": Negative(NAG(where=ALL, negative_prompt=NEGATIVE, norm=2), options={"norm": 2}, **ROWS),
+    "NAG": Negative(NAG(where=ALL, prompt=NEGATIVE), **ROWS),
+    "NAG, L2": Negative(NAG(where=ALL, prompt=NEGATIVE, norm=2), options={"norm": 2}, **ROWS),
     "NAG, options": Negative(
-        NAG(where=ALL, negative_prompt=NEGATIVE, scale=8.0, tau=1.5, alpha=0.5, strength=0.5),
+        NAG(where=ALL, prompt=NEGATIVE, phi=8.0, tau=1.5, alpha=0.5, strength=0.5),
         options={"phi": 8.0, "tau": 1.5, "alpha": 0.25},
         **ROWS,
     ),
-    "NAG, first blocks": Negative(NAG(where=Where(blocks="0-1"), negative_prompt=NEGATIVE), range(2), **ROWS),
+    "NAG, first blocks": Negative(NAG(where=Where(blocks="0-1"), prompt=NEGATIVE), range(2), **ROWS),
 }
 
 

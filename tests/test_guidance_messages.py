@@ -99,7 +99,7 @@ UNREADABLE = [
     (lambda: PAG(strength=-2.0), "strength\n.*greater than or equal to -1"),
     *[
         (make, "should be a finite number")
-        for make in (lambda: SLG(strength=nan), lambda: APG(eta=nan), lambda: NAG(scale=inf))
+        for make in (lambda: SLG(strength=nan), lambda: APG(eta=nan), lambda: NAG(phi=inf))
     ],
 ]
 

@@ -21,7 +21,7 @@ from attnctrl.guidance import Guidance
 
 pytestmark = pytest.mark.filterwarnings("ignore::attnctrl.OverGuidanceWarning")
 HEADS = Where(heads="L1H1, L2H0")
-GUIDE, OWL = SoftPAG(where=HEADS), NAG(negative_prompt="an owl")
+GUIDE, OWL = SoftPAG(where=HEADS), NAG(prompt="an owl")
 
 # ---------------------------------------------------------------- other inputs
 

@@ -37,7 +37,7 @@ from attnctrl.processors.observing import STATISTICS
 # ---------------------------------------------------------------- with other controls
 
 GOLD = Reference(picture=Image.new("RGB", (64, 48), "gold"), caption="a coin")
-OTHERS = (PAG(where=Where(blocks="1")), NAG(negative_prompt="an owl"), AlignedStyle(reference=GOLD))
+OTHERS = (PAG(where=Where(blocks="1")), NAG(prompt="an owl"), AlignedStyle(reference=GOLD))
 
 
 def test_words_of_the_prompt_as_a_control_amends_it(pipe):

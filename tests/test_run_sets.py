@@ -14,11 +14,12 @@ from runs import (
 )  # fmt: skip
 
 from attnctrl import AlignedStyle, ControlError, FreeCus, NaiveSharing, Recipe, Reference, read_recipe
-from attnctrl.evals.runs.arms import COPY, GROUPS, KINDS, PLAIN, VARIANTS, arms
+from attnctrl.evals.runs.arms import COPY, GROUPS, PLAIN, VARIANTS, arms
 from attnctrl.evals.runs.config import picture_file, seed_of
 from attnctrl.evals.runs.finished import read_run
 from attnctrl.evals.runs.sets import StyleSet, read_sets, shipped, spread
 from attnctrl.pipelines.generate import generate, pixel_hash
+from attnctrl.registry import controls
 
 
 def test_a_set_is_drawn_the_same_whatever_is_beside_it(drawer, whole, tmp_path):
@@ -142,7 +143,7 @@ def test_methods_by_name():
     assert one.slug == "aligned-strength-0.3-blocks-0-3-shift-0-0-adain-keys-false"
     assert (one.series, one.swept["shift"]) == ("aligned", [0, 0])
     assert [arm.name for arm in arms(["plain,aligned,plain"])] == ["plain", "aligned"]
-    for name in [*KINDS, *VARIANTS, PLAIN, COPY]:
+    for name in [*controls(), *VARIANTS, PLAIN, COPY]:
         assert [arm.name for arm in arms([name])] == [name]
 
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import T5EncoderModel
 
+from attnctrl.descriptions import Description
 from attnctrl.embedded import dataset
 from attnctrl.embedded.latents import PatchCode, to_uint8
 from attnctrl.embedded.model import TinyModel, Tokens
@@ -32,23 +32,21 @@ RECIPES = Path(__file__).parent / "recipes"
 NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)}
 
 
-class Stage(BaseModel):
+class Stage(Description):
     """A part of a run: so many steps on so many pictures of a world (scenes.WORLDS)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     world: str
     steps: int
     pictures: int = 40_000
     seed: int = 0
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Description):
     """All that a run needs. The rate rises over `warmup` steps, stays at `peak` and falls to 0 over `cooldown`.
 
     `keep_text` freezes the T5 encoder, of the run that was started from; the CLIP encoders are frozen once taught.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
     stages: tuple[Stage, ...]
     batch: int = 48

@@ -33,17 +33,15 @@ _SAYING: Any = {"reason": COMPILED} if "reason" in inspect.signature(torch.compi
 class Observe(Control):
     """Record, of one picture, how much its image tokens attend to words, and what every head does; changes nothing.
 
-    `tokens`: for each word its columns, counted within the text segment; `row`: the picture's number in the batch;
-    `size`: maps are averaged down to at most so many tokens a side, None keeps the grid; `dtype` of the stored maps.
     Under classifier-free guidance only the conditional prediction is recorded, and never a guide's perturbed pass. Take
     the `Recording` from the session: `session.recorded(control)`. Compiled blocks must allow graph breaks.
     """
 
     kind: Literal["observe"] = "observe"
-    tokens: tuple[tuple[int, ...], ...] = ()
-    row: int = Field(0, ge=0)
-    size: int | None = Field(32, ge=1)
-    dtype: Literal["float32", "float16"] = "float32"
+    tokens: tuple[tuple[int, ...], ...] = Field((), description="by word: its columns within the text segment")
+    row: int = Field(0, ge=0, description="the picture's number in the batch")
+    size: int | None = Field(32, ge=1, description="maps are averaged down to so many tokens a side; none: the grid's")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the stored maps")
 
     order: ClassVar[int] = 100
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +17,7 @@ from ..effect import Attended, Effect
 from ..errors import ControlError
 from ..guide import Guide
 from ..layout import Site
+from ..registry import register
 from ..statistics import widened
 from ..where import Where, listed_heads
 
@@ -25,16 +26,15 @@ Degree = float | tuple[float, ...]
 
 
 class Perturbation(Guide):
-    """What the perturbations of attention are made of: lerp(attention, worse attention, u) for the chosen heads.
+    """What the perturbations of attention are made of: lerp(attention, worse attention, u) for the chosen heads."""
 
-    u: how far, in [0, 1]: one number, or one for each head as `where.heads` lists them ("L14H7, L14H17"). 0 is off.
-    rows: `all` tokens of the joint sequence get the worse attention, or those of the `image` alone.
-    """
-
-    u: Degree = 1.0
-    rows: Literal["all", "image"] = "all"
-    row_heads: tuple[str, ...] | None = None
-    """Heads by picture of the batch, for searches that try many sets at once: all of them lie within `where`."""
+    u: Degree = Field(
+        1.0, description="how far, 0 (off) to 1: one number, or one for each head as `heads` lists them (L14H7 L14H17)"
+    )
+    rows: Literal["all", "image"] = Field("all", description="the tokens that get the worse attention")
+    row_heads: tuple[str, ...] | None = Field(
+        None, description="heads by picture of the batch, for searches that try many sets at once; all within `where`"
+    )
 
     @field_validator("u", mode="after")
     @classmethod
@@ -165,16 +165,21 @@ def blurred(image: Tensor, grid: tuple[int, ...], kernel: tuple[Tensor, Tensor] 
     return x.view(batch, heads, width, -1).permute(0, 3, 1, 2).to(image.dtype)
 
 
+@register
 class SoftPAG(Perturbation):
     """SoftPAG: chosen heads attend, by a degree u, only to themselves, and the picture is pushed away from that.
 
     A_soft = (1 - u) A + u I over the joint map, so that a head's output is lerp(attention, V, u) (arXiv 2506.10978).
-    `target`: `identity`, `uniform` (the mean of V), `query-mean` (the attention of the mean query) or `self-text`.
     """
 
     kind: Literal["softpag"] = "softpag"
     u: Degree = 0.5
-    target: Target = "identity"
+    target: Target = Field(
+        "identity", description="the worse attention: a token itself, the mean of V, the mean query's, itself and text"
+    )
+
+    title: ClassVar[str] = "SoftPAG"
+    source: ClassVar[str] = "arXiv 2506.10978"
 
     def plan(self, call: Call) -> Effect:
         """The same at every step."""
@@ -182,17 +187,22 @@ class SoftPAG(Perturbation):
         return PerturbingEffect(self.target, only, None, self.pictures_of(call))
 
 
+@register
 class PAG(Perturbation):
-    """Perturbed-attention guidance: chosen blocks attend only to themselves (arXiv 2403.17377).
+    """Perturbed-attention guidance: chosen blocks attend only to themselves.
 
-    `rule`: `joint`, every token of the joint sequence sees itself (HeadHunter's); `self-text`, image tokens see
-    themselves and the text (diffusers' rule for SD3). No blocks are published for FLUX and SD3: a middle third by
-    default.
+    No blocks are published for FLUX and SD3: a middle third by default.
     """
 
     kind: Literal["pag"] = "pag"
     where: Where = Where(blocks="middle")
-    rule: Literal["joint", "self-text"] = "joint"
+    rule: Literal["joint", "self-text"] = Field(
+        "joint",
+        description="every token sees itself (HeadHunter's), or image tokens themselves and the text (diffusers', SD3)",
+    )
+
+    title: ClassVar[str] = "PAG"
+    source: ClassVar[str] = "arXiv 2403.17377"
 
     def plan(self, call: Call) -> Effect:
         """The same at every step."""
@@ -200,16 +210,20 @@ class PAG(Perturbation):
         return PerturbingEffect(target, self.rule != "joint", None, self.pictures_of(call))
 
 
+@register
 class SEG(Perturbation):
-    """Smoothed-energy guidance: image queries are blurred over their grid (arXiv 2408.00760).
+    """Smoothed-energy guidance: image queries are blurred over their grid.
 
-    `sigma` in tokens; beyond 9999 the query is the mean of the image's. The query is the one that enters the softmax.
+    The query is the one that enters the softmax.
     """
 
     kind: Literal["seg"] = "seg"
     where: Where = Where(blocks="middle")
-    sigma: float = Field(10000.0, gt=0.0)
+    sigma: float = Field(10000.0, gt=0.0, description="of the blur, in tokens; beyond 9999 all queries are their mean")
     rows: Literal["all", "image"] = "image"
+
+    title: ClassVar[str] = "SEG"
+    source: ClassVar[str] = "arXiv 2408.00760"
 
     def check(self, call: Call) -> None:
         """Raise ControlError where a view shows a part of the grid."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ..branch import Branch, Branches
 from ..control import Call, Control, Reference, Run
+from ..descriptions import Description
 from ..effect import Effect, Features
 from ..errors import ControlError
 from ..guests import CopyGuest, Guest, PictureGuest
@@ -20,55 +21,63 @@ from ..layout import Rotary
 from ..statistics import adain
 from .sets import SetPlan, plan_sets
 
+Scale = Annotated[float, Field(ge=0.0)]
 
-class Falling(BaseModel):
+
+class Falling(Description):
     """A value that falls with the noise level: value(sigma) = end + (start - end) * sigma ** power.
 
     The defaults are AlignedGen's released class default, (t / 1000) ** 2 (arXiv 2509.17088).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    start: float = 1.0
-    end: float = 0.0
-    power: float = Field(2.0, gt=0.0)
+    start: float = Field(1.0, ge=0.0, description="the value at pure noise")
+    end: float = Field(0.0, ge=0.0, description="the value of the finished picture")
+    power: float = Field(2.0, gt=0.0, description="of the noise level")
 
     def at(self, sigma: Tensor) -> Tensor:
         """The value at noise level sigma [] in [0, 1]."""
         return self.end + (self.start - self.end) * sigma.float() ** self.power
 
 
+KeyScale = Scale | Falling
+
+
 class SharingControl(Control):
     """What every sharing method is made of.
 
-    strength: the odds of the shared tokens: their logits get + ln(strength) (StyleAligned's score shift), and AdaIN is
-        mixed in by min(strength, 1). 0 is off, bit for bit; 1 is the paper's equation.
-    key_scale: lambda, multiplies the (rotated) shared keys, a temperature: a number or `Falling`.
-    text_scale: multiplies the targets' own text keys, mixed in by min(strength, 1).
-    adain_queries, adain_keys, adain_values: give the targets' image features the reference's statistics.
-    shift: (rows, columns) in image grids by which the shared keys stand away; (0, 1) is ShiftPE, (0, 0) leaves them,
-        `native` is where the model itself expects a second picture (FLUX.1, SD3: (0, 1)).
-    additive: how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`, a
-        second copy of the reference row stands there and only supplies keys and values; `move`, the reference row
-        itself stands there (its own picture changes, no row is added); `none`. A reference picture's row is simply
-        placed there. On tiny-sd3 AlignedGen keeps 0.67, 0.65 and 0.56 of the subjects with them; the last is certainly
-        less (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
-    share: `reference`: rows read the set's first row; `all`: rows read every other row of the set.
-    reference: a picture, or several, to follow instead of the first row; AdaIN takes the first one's statistics. Each
-        has its own strength and mask.
+    strength adds ln(strength) to the shared tokens' logits (StyleAligned's score shift) and mixes AdaIN and the text
+    scale in by min(strength, 1).
+    additive says how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`,
+    a second copy of the reference row stands there and only supplies keys and values; `move`, the reference row itself
+    stands there (its own picture changes, no row is added); `none`. A reference picture's row is simply placed there.
+    On tiny-sd3 AlignedGen keeps 0.67, 0.65 and 0.56 of the subjects with them; the last is certainly less
+    (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
     """
 
-    strength: float = Field(1.0, ge=0.0, allow_inf_nan=False)
-    key_scale: float | Falling = 1.0
-    text_scale: float = 1.0
-    adain_queries: bool = True
-    adain_keys: bool = True
-    adain_values: bool = False
-    shift: tuple[int, int] | Literal["native"] = (0, 0)
-    additive: Literal["copy", "move", "none"] = "copy"
-    share: Literal["reference", "all"] = "reference"
-    reference: Reference | tuple[Reference, ...] | None = None
+    strength: float = Field(
+        1.0, ge=0.0, description="odds of the shared tokens: 0 is off, bit for bit; 1 is the paper's equation"
+    )
+    key_scale: KeyScale = Field(1.0, description="lambda, multiplies the shared keys: a temperature, fixed or falling")
+    text_scale: Scale = Field(1.0, description="multiplies the followers' own text keys")
+    adain_queries: bool = Field(True, description="queries get the reference's statistics")
+    adain_keys: bool = Field(True, description="keys get the reference's statistics")
+    adain_values: bool = Field(False, description="values get the reference's statistics")
+    shift: tuple[int, int] | Literal["native"] = Field(
+        (0, 0),
+        description="rows and columns, in image grids, by which the shared keys stand away (0:1 is ShiftPE), or "
+        "where the model itself expects a second picture",
+    )
+    additive: Literal["copy", "move", "none"] = Field(
+        "copy", description="how a shift is made on SD3: a copy of the reference row, the row itself, or not"
+    )
+    share: Literal["reference", "all"] = Field(
+        "reference", description="pictures read the set's first one, or every other one"
+    )
+    reference: Reference | tuple[Reference, ...] | None = Field(
+        None, description="a picture, or several, to follow instead; AdaIN takes the first one's statistics"
+    )
 
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "sharing"
     order: ClassVar[int] = 10
 
     @property

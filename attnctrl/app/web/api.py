@@ -17,16 +17,16 @@ from ...evals.metrics.kinds import KINDS as METRICS
 from ...evals.runs.report import PAGE, SUMMARY, TABLE
 from ...pipelines.presets import shipped
 from ...pipelines.recipe import Recipe
-from ...processors import CONTROLS, SoftPAG
+from ...processors import SoftPAG
+from ...registry import controls, described
 from ...where import Where
-from ..options import KINDS, size_of
+from ..options import follows, size_of
 from .frame import Frame, noting, sentence
 from .jobs import Job
 from .store import Session
 from .tabs import attention, evaluate
 
 PUBLIC: dict[str, Any] = {"concurrency_id": "pipeline", "concurrency_limit": 1, "api_visibility": "public"}
-STYLES = [name for name in KINDS if name != "freecus"]
 
 
 def endpoints(frame: Frame) -> None:
@@ -36,7 +36,7 @@ def endpoints(frame: Frame) -> None:
         model = gr.Dropdown(models, value=models[0], label="model: one that the server offers")
         prompts = gr.Textbox(label="prompts: one a line; the first leads, unless a reference is given", lines=2)
         prompt = gr.Textbox(label="prompt")
-        style = gr.Dropdown([*STYLES, "plain"], value="aligned", label="style: the method")
+        style = gr.Dropdown([*styles(), "plain"], value="aligned", label="style: the method")
         strength = gr.Slider(0, 4, 1.0, label="strength: 0 off, 1 as published")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**53, label="seed: picture i has seed + i")
         steps = gr.Number(0, precision=0, minimum=0, label="num_inference_steps: 0 is the model's own")
@@ -187,7 +187,7 @@ def endpoints(frame: Frame) -> None:
         return {
             "attnctrl": version("attnctrl"),
             "models": models,
-            "methods": {c.model_fields["kind"].default: (c.__doc__ or "").splitlines()[0] for c in CONTROLS},
+            "methods": described(),
             "head_presets": shipped(),
             "metrics": {name: kind.says for name, kind in METRICS.items()},
             "limits": frame.engine.limits.model_dump(),
@@ -239,7 +239,12 @@ def _recipe(prompts: tuple[str, ...], model: str, seed: int, steps: int, size: s
     )  # fmt: skip
 
 
+def styles() -> dict[str, type[Control]]:
+    """The methods that share a style, by name: those that can do without a picture."""
+    return {kind: cls for kind, cls in controls("sharing").items() if not follows(cls)}
+
+
 def _kind(style: str) -> Any:
-    if style not in STYLES:
-        raise ControlError(f"no style is called {style!r}; choose {', '.join([*STYLES, 'plain'])}")
-    return KINDS[style]
+    if style not in styles():
+        raise ControlError(f"no style is called {style!r}; choose {', '.join([*styles(), 'plain'])}")
+    return styles()[style]

@@ -16,10 +16,11 @@ import gradio as gr
 from PIL import Image
 from pydantic import ValidationError
 
+from ...descriptions import explain
 from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
 from ...pictures import DATA_URI
 from ...pipelines.generate import PictureSet, write_set
-from ...pipelines.recipe import PNG_KEY, Recipe, explain
+from ...pipelines.recipe import PNG_KEY, Recipe
 from . import look, tabs
 from .engine import Engine
 from .jobs import Cancelled, Job, Update

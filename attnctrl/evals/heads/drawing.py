@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...descriptions import Description
 from ...pipelines.mixin import ControlledPipeline
 from ...processors import SoftPAG
 from ...where import Where, listed_heads
@@ -84,10 +85,8 @@ class Drawing:
         ]
 
 
-class DrawnRun(BaseModel):
+class DrawnRun(Description):
     """What every run that draws pictures with heads depends on; the numbers that are None are the model's own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     objectives: tuple[str, ...] = Field(min_length=1)

@@ -16,11 +16,12 @@ import torch
 from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
 
+from ...descriptions import explain
 from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
 from ...pipelines.generate import check_arguments, check_size, environment, generate
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
-from ...pipelines.recipe import PNG_KEY, Recipe, explain
+from ...pipelines.recipe import PNG_KEY, Recipe
 from ...processors.attaching import host_of
 from ..ledger import Ledger, processes, write_file
 from ..metrics.metric import DrawnSet, Metric

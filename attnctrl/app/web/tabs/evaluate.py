@@ -17,23 +17,20 @@ from ....embedded import MODELS
 from ....errors import ControlError
 from ....evals.metrics.kinds import EMBEDDED, FRECHET, GENERAL
 from ....evals.metrics.kinds import metrics as named
-from ....evals.runs.arms import arms
+from ....evals.runs.arms import COPY, PLAIN, VARIANTS, arms
 from ....evals.runs.config import RunConfig
 from ....evals.runs.report import PAGE, write_report
 from ....evals.runs.run import Run
 from ....evals.runs.sets import StyleSet, read_sets, spread
+from ....registry import controls
+from ...options import follows
 from .. import look
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
 from ..jobs import Job
 from ..settings import Settings, settings
 from ..store import Session
 
-METHODS = {
-    "Plain": "plain",
-    "The leader copied (a check)": "copy",
-    "Naive sharing": "naive",
-    "StyleAligned": "stylealigned",
-    "AlignedGen": "alignedgen",
+ABLATION = {
     "AlignedGen without ShiftPE": "alignedgen-no-shiftpe",
     "AlignedGen without AdaIN": "alignedgen-no-adain",
     "AlignedGen, lambda 1": "alignedgen-no-lambda",
@@ -41,6 +38,14 @@ METHODS = {
 }
 USUAL = ["Plain", "Naive sharing", "StyleAligned", "AlignedGen"]
 EMBEDDED_SETS, OWN = "The embedded world's 100 sets", "My own sets (JSONL)"
+
+
+def methods_offered() -> dict[str, str]:
+    """The arms of a run by title: every method that can do without a picture, and the ablation."""
+    papers = {kind: name for name, kind in VARIANTS.items()}
+    kinds = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items() if not follows(cls)]
+    sharing = {title: papers.get(kind, kind) for title, kind in kinds}
+    return {"Plain": PLAIN, "The leader copied (a check)": COPY, **sharing, **ABLATION}
 
 
 def config_of(frame: Frame, values: Sequence[Any]) -> tuple[RunConfig, tuple[StyleSet, ...]]:
@@ -53,7 +58,8 @@ def config_of(frame: Frame, values: Sequence[Any]) -> tuple[RunConfig, tuple[Sty
     given, where = Settings.read(rest)
     sweeps = [f"strength={strengths.strip()}"] if (strengths or "").strip() else []
     sweeps += [f"{name}={text}" for name, text in where.items()]
-    texts = [METHODS[name] for name in methods]
+    offered = methods_offered()
+    texts = [offered[name] for name in methods]
     return prepared(frame, texts, sweeps, upload if source == OWN else None, int(count), given)
 
 
@@ -119,7 +125,7 @@ def build(frame: Frame) -> None:
     """Lay the tab out and wire it."""
     with gr.Row(elem_classes="ac-row"):
         with gr.Column(scale=2, min_width=320):
-            methods = gr.CheckboxGroup(list(METHODS), value=USUAL, label="Methods", elem_id="eval-methods")
+            methods = gr.CheckboxGroup(list(methods_offered()), value=USUAL, label="Methods", elem_id="eval-methods")
             strengths = gr.Textbox(label="Strengths to sweep", placeholder="empty: 1; or 0.15,0.5,1", max_lines=1)
             source = gr.Radio([EMBEDDED_SETS, OWN], value=EMBEDDED_SETS, label="Sets")
             upload = gr.File(label="Sets, one JSON a line", file_types=[".jsonl"], visible=False, height=120)

@@ -14,7 +14,9 @@ from ....control import Control, Reference
 from ....errors import ControlError
 from ....pipelines.generate import PictureSet
 from ....pipelines.recipe import Recipe
-from ....processors import SHARING, SharingControl
+from ....processors import SharingControl
+from ....registry import control_class, controls
+from ...options import follows
 from .. import look
 from ..engine import enlarged
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
@@ -22,11 +24,6 @@ from ..jobs import Job, Update
 from ..settings import NAMES, Settings, settings
 from ..store import Session
 
-KINDS = {control.model_fields["kind"].default: control for control in SHARING}
-METHODS = [
-    ("AlignedGen", "aligned"), ("StyleAligned", "stylealigned"), ("Naive sharing", "naive"),
-    ("FreeCus (keeps a subject)", "freecus"),
-]  # fmt: skip
 PRESETS = {
     "AlignedGen, half strength": ("aligned", 0.5),
     "AlignedGen, gentle": ("aligned", 0.15),
@@ -63,11 +60,11 @@ def asked(values: Sequence[Any]) -> tuple[Recipe, Recipe]:
         if picture is None:
             raise ControlError("a picture is to lead, and there is none; drop one, or let the first prompt lead")
         options["reference"] = Reference(picture=picture, caption=caption or "", mask=mask)
-    elif method == "freecus":
-        raise ControlError("FreeCus keeps the subject of a picture: choose that a picture leads, and drop it")
+    elif follows(control_class(method)):
+        raise ControlError(f"{method} keeps the subject of a picture: choose that a picture leads, and drop it")
     elif len(prompts) < 2:
         raise ControlError("one prompt has nothing to share a style with; write two or more, or let a picture lead")
-    control: Control = KINDS[method](**options)
+    control: Control = control_class(method)(**options)
     return plain, plain.model_copy(update={"control": (control,)})
 
 
@@ -126,7 +123,8 @@ def build(frame: Frame) -> None:
                     mask = gr.Image(show_label=False, type="pil", format="png", height=140, sources=["upload"])
             preset = gr.Dropdown(list(PRESETS), value=next(iter(PRESETS)), label="Preset")
             with gr.Row():
-                method = gr.Dropdown(METHODS, value="aligned", label="Method", min_width=140)
+                sharing = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items()]
+                method = gr.Dropdown(sharing, value="aligned", label="Method", min_width=140)
                 strength = gr.Slider(0, 2, 0.5, step=0.05, label="Strength", info="0 off, 1 as published")
             chosen = settings(frame.engine)
             with gr.Row():
