@@ -12,14 +12,14 @@ from typing import Any, ClassVar, TypeVar
 from diffusers import DiffusionPipeline
 
 from ..control import Control
-from ..processors.attaching import attached
+from ..processors.attaching import Controls, attached
+from ..registry import controls_of
 from ..words import Prompts
 from .settings import FILE, ModelSettings
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3")
 NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 Pipeline = TypeVar("Pipeline", bound="ControlledPipeline")
-Controls = Control | Sequence[Control] | None
 
 
 class ControlledPipeline(DiffusionPipeline):
@@ -95,7 +95,7 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(stock)
     def call(self: ControlledPipeline, *args: Any, control: Controls = None, **kwargs: Any) -> Any:
-        controls = [control] if isinstance(control, Control) else list(control or ())
+        controls = controls_of(control)
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
         filled = self.filled(given, controls)
@@ -106,8 +106,9 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
     added = inspect.signature(call, follow_wrapped=False).parameters["control"]
     call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
     call.__doc__ = (
-        "`control`: one control or several, attached for this call only. Rows: the first prompt is the reference of a\n"
-        "shared set, unless the control brings a picture. A single negative prompt serves all prompts. Raises\n"
+        "`control`: a control, its class, a text (nag:prompt=blurry) or several, attached for this call only. Rows:\n"
+        "the first prompt is the reference of a shared set, unless the control brings a picture. A single negative\n"
+        "prompt serves all prompts. Raises\n"
         f"ControlError when the call cannot carry the control. All else as in diffusers:\n{stock.__doc__}"
     )
     return call

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ..control import Control
 from ..errors import ControlError, NoEffectWarning
-from ..processors.attaching import attached, host_of
+from ..processors.attaching import Controls, attached, host_of
 from ..processors.observing import COMPILED, STATISTICS, Observe, Recording
 from ..region import Region
+from ..registry import controls_of
 from ..where import Where
 from ..words import Prompts, Word, columns_of, words_of
-from .mixin import ControlledPipeline, Controls, amended
+from .mixin import ControlledPipeline, amended
 from .overlays import overlaid
 
 LETTERS, LITTLE = 3, frozenset({"and", "for", "from", "her", "his", "its", "the", "their", "with"})
@@ -126,7 +126,7 @@ def observe(
     for name, usual in (("output_type", "pil"), ("return_dict", True)):
         if call.pop(name, usual) != usual:
             raise ControlError(f"observe lays maps over pictures; leave {name} out")
-    controls = [control] if isinstance(control, Control) else list(control or ())
+    controls = controls_of(control)
     call = {"prompt": [prompt] if isinstance(prompt, str) else list(prompt), **call}
     filled = pipe.filled(call, controls) if isinstance(pipe, ControlledPipeline) else amended(call, controls)
     images = filled.get("num_images_per_prompt") or 1

@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).parent / "presets"
 _SAMPLE = 64
 
 
-class Effect(Description):
+class Measured(Description):
     """A measured effect on held-out prompts: means with 95% intervals (mean, low, high), paired over pictures."""
 
     objective: str
@@ -51,7 +51,7 @@ class HeadPreset(Description):
     strength: float = Field(3.0, ge=0.0)
     source: str
     status: str
-    effect: Effect | None = None
+    effect: Measured | None = None
 
     def control(self, strength: float | None = None, u: float | None = None) -> SoftPAG:
         """The guidance by these heads, with another w or u if given."""

@@ -9,9 +9,13 @@ from typing import Any
 from ..clock import SessionLock
 from ..control import Control
 from ..host import host_of, known_hosts, register_model
+from ..registry import controls_of
 from ..session import Session
 from ..words import Prompts
 from . import flux, sd3  # noqa: F401 - they register themselves
+
+Controls = Control | type[Control] | str | Sequence[Control | type[Control] | str] | None
+"""What `control=` may be."""
 
 __all__ = ["attached", "host_of", "known_hosts", "register_model"]
 
@@ -19,7 +23,7 @@ __all__ = ["attached", "host_of", "known_hosts", "register_model"]
 @contextmanager
 def attached(
     pipe: Any,
-    control: Control | Sequence[Control] | None,
+    control: Controls,
     *,
     images_per_prompt: int = 1,
     guidance_scale: float | None = None,
@@ -30,14 +34,15 @@ def attached(
     back.
 
     pipe: a diffusers pipeline, a modular one, or a transformer alone, whose caller then sets the clock (`Session.at`).
-    control: one control, several (composed by their order, and by kind where that is equal), or None for none.
+    control: a control, its class, a text such as "nag:prompt=blurry", several of these, or None for none; composed by
+        their order, and by kind where that is equal.
     images_per_prompt: the pipeline's `num_images_per_prompt`, so that the j-th images of all prompts are a set.
     guidance_scale: FLUX's `true_cfg_scale`, which a pipeline does not keep, for controls that replace its guidance.
     prompts: what the rows say, for controls that name words; controlled pipelines say it themselves.
     wait: wait for another thread's session on the same model, or raise ConflictError.
     Raises ControlError for an unknown model, a selection without sites, a call that cannot carry a control.
     """
-    controls = [control] if isinstance(control, Control) else list(control or ())
+    controls = controls_of(control)
     if not controls:
         yield None
         return

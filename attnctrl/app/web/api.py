@@ -23,7 +23,7 @@ from ...where import Where
 from ..options import follows, size_of
 from .frame import Frame, noting, sentence
 from .jobs import Job
-from .store import Session
+from .store import Visit
 from .tabs import attention, evaluate
 
 PUBLIC: dict[str, Any] = {"concurrency_id": "pipeline", "concurrency_limit": 1, "api_visibility": "public"}
@@ -92,7 +92,7 @@ def endpoints(frame: Frame) -> None:
                     more["reference"] = Reference(picture=reference, caption=caption)
                 control = (_kind(style)(strength=strength, **more),)
             recipe = _recipe(lines, model, seed, num_inference_steps, size, control)
-            made, noted = _alone(frame, request, lambda job, session: _draw(frame, job, recipe))
+            made, noted = _alone(frame, request, lambda job, visit: _draw(frame, job, recipe))
             pictures = [(p, text) for p, text in zip(made.pictures, lines, strict=True)]
             return pictures, json.loads(made.recipe.dump()), noted
 
@@ -119,7 +119,7 @@ def endpoints(frame: Frame) -> None:
             where = Where(heads=heads)
             controls = ((), (SoftPAG(where=where, u=u, strength=-1.0),), (SoftPAG(where=where, u=u, strength=w),))
             recipes = [_recipe((prompt,), model, seed, num_inference_steps, size, one) for one in controls]
-            made, noted = _alone(frame, request, lambda job, session: [_draw(frame, job, one) for one in recipes])
+            made, noted = _alone(frame, request, lambda job, visit: [_draw(frame, job, one) for one in recipes])
             return (*(one.pictures[0] for one in made), json.loads(made[-1].recipe.dump()), noted)
 
     def attention_map(
@@ -145,7 +145,7 @@ def endpoints(frame: Frame) -> None:
         with answering():
             recipe = _recipe((prompt,), model, seed, num_inference_steps, size, ())
             (made, seen), noted = _alone(
-                frame, request, lambda job, session: attention.observed(frame, job, recipe, Where(), (word,))
+                frame, request, lambda job, visit: attention.observed(frame, job, recipe, Where(), (word,))
             )
             chosen = {"block": block, "head": head, "step": step}
             overlay = seen.overlay(word, **{name: None if n is None or n < 0 else int(n) for name, n in chosen.items()})
@@ -176,9 +176,7 @@ def endpoints(frame: Frame) -> None:
         with answering():
             given = {"model": model, "seed": int(seed), "num_inference_steps": int(num_inference_steps) or None}
             config, chosen = evaluate.prepared(frame, methods.split(","), (), sets, int(count), given)
-            folder, _ = _alone(
-                frame, request, lambda job, session: evaluate.perform(frame, job, session, config, chosen)
-            )
+            folder, _ = _alone(frame, request, lambda job, visit: evaluate.perform(frame, job, visit, config, chosen))
             table = (folder / TABLE).read_text(encoding="utf-8")
             return table, str(folder / PAGE), json.loads((folder / SUMMARY).read_bytes())
 
@@ -214,15 +212,15 @@ def answering() -> Iterator[None]:
         raise gr.Error(sentence(fault), print_exception=False) from fault
 
 
-def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Session], Any]) -> tuple[Any, list[str]]:
+def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Visit], Any]) -> tuple[Any, list[str]]:
     """Run work as a job of the caller's session, which goes when the caller leaves; what the controls warned of."""
-    session = frame.session(request)
-    job = session.jobs["api"] = Job()
+    visit = frame.visit(request)
+    job = visit.jobs["api"] = Job()
     found: list[str] = []
     try:
-        return frame.engine.thread.submit(noting, found, lambda: work(job, session)).result(), found
+        return frame.engine.thread.submit(noting, found, lambda: work(job, visit)).result(), found
     finally:
-        session.jobs.pop("api", None)
+        visit.jobs.pop("api", None)
 
 
 def _draw(frame: Frame, job: Job, recipe: Recipe) -> Any:

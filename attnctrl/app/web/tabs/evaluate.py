@@ -28,7 +28,7 @@ from .. import look
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
 from ..jobs import Job
 from ..settings import Settings, settings
-from ..store import Session
+from ..store import Visit
 
 ABLATION = {
     "AlignedGen without ShiftPE": "alignedgen-no-shiftpe",
@@ -95,18 +95,18 @@ def own_sets(path: str) -> tuple[StyleSet, ...]:
         raise ControlError(str(fault).replace(str(path), Path(path).name)) from None
 
 
-def run(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Path:
+def run(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> Path:
     """Run what the components' values describe."""
-    return perform(frame, job, session, *config_of(frame, values))
+    return perform(frame, job, visit, *config_of(frame, values))
 
 
-def perform(frame: Frame, job: Job, session: Session, config: RunConfig, sets: Sequence[StyleSet]) -> Path:
+def perform(frame: Frame, job: Job, visit: Visit, config: RunConfig, sets: Sequence[StyleSet]) -> Path:
     """Run, or go on with a run: its folder, which is the same for the same settings in one session."""
     key = "run " + hashlib.sha256(f"{config.model_dump_json()}{[one.id for one in sets]}".encode()).hexdigest()
-    folder: Path | None = session.found(key)
+    folder: Path | None = visit.found(key)
     if folder is None or not folder.is_dir():
-        folder = session.new_folder("run") / "run"
-        session.keep(folder, key)
+        folder = visit.new_folder("run") / "run"
+        visit.keep(folder, key)
     job.plan(len(config.arms) * len(sets))
     progress = job.part("Sets x methods")
     measures = named(config.metrics)
@@ -142,7 +142,7 @@ def build(frame: Frame) -> None:
                 whole = gr.DownloadButton("The whole run (zip)", interactive=False)
     shown = gr.HTML(elem_id="eval-shown")
 
-    def show(folder: Path, session: Session) -> Values:
+    def show(folder: Path, visit: Visit) -> Values:
         archive = shutil.make_archive(str(folder.parent / "run"), "zip", folder.parent, "run")
         text = (folder / PAGE).read_text(encoding="utf-8").replace(" autofocus>", ">")  # blocked in a sandbox
         frame_of = (

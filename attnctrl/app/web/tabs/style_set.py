@@ -22,7 +22,7 @@ from ..engine import enlarged
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
 from ..jobs import Job, Update
 from ..settings import NAMES, Settings, settings
-from ..store import Session
+from ..store import Visit
 
 PRESETS = {
     "AlignedGen, half strength": ("aligned", 0.5),
@@ -68,16 +68,16 @@ def asked(values: Sequence[Any]) -> tuple[Recipe, Recipe]:
     return plain, plain.model_copy(update={"control": (control,)})
 
 
-def draw(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Pair:
+def draw(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> Pair:
     """Both sets; the plain one is kept, so that another strength costs one run."""
     plain, aligned = asked(values)
     frame.engine.check(plain)
     steps = frame.engine.steps_of(plain)
     key = f"plain {plain.dump()}"
-    known: PictureSet | None = session.found(key)
+    known: PictureSet | None = visit.found(key)
     job.plan(steps if known else 2 * steps)
     first = known or frame.engine.draw(job, plain, "Plain", steps)
-    session.keep(first, key)
+    visit.keep(first, key)
     return Pair(first, frame.engine.draw(job, aligned, "Aligned", steps))
 
 
@@ -153,17 +153,17 @@ def build(frame: Frame) -> None:
         shown = [enlarged(picture) for _, picture in sorted((update.previews or {}).items())]
         return {plain if update.doing == "Plain" else aligned: shown} if shown else {}
 
-    def show(found: Pair, session: Session) -> Values:
+    def show(found: Pair, visit: Visit) -> Values:
         recipe = found.aligned.recipe
         sets = {"plain": found.plain, "aligned": found.aligned}
         return {
             plain: _shown(found.plain), aligned: _shown(found.aligned), slider: _pair(found, len(recipe.prompts) - 1),
-            download: gr.update(value=frame.archive(session, "style-set", sets), interactive=True),
-            kept: session.keep(found), chosen["seed"]: recipe.seed,
+            download: gr.update(value=frame.archive(visit, "style-set", sets), interactive=True),
+            kept: visit.keep(found), chosen["seed"]: recipe.seed,
         }  # fmt: skip
 
     def compare(name: str, event: gr.SelectData, request: gr.Request) -> Any:
-        return _pair(frame.session(request).result(name), int(event.index)) if name else gr.skip()
+        return _pair(frame.visit(request).result(name), int(event.index)) if name else gr.skip()
 
     outputs = [plain, aligned, slider, download, kept, chosen["seed"]]
     frame.work("set", run, cancel, status, inputs, outputs, partial(draw, frame), show, during)

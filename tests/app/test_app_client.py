@@ -13,8 +13,8 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from served import served
 
-from app import served
 from attnctrl import generate
 from attnctrl.app.web.limits import Limits
 from attnctrl.pipelines.recipe import Recipe
@@ -300,7 +300,7 @@ def test_a_name_and_a_password_are_asked_for():
 def test_the_space_serves_what_its_variables_say(monkeypatch):
     monkeypatch.setenv("ATTNCTRL_MODELS", "tiny-flux")
     monkeypatch.setenv("ATTNCTRL_LIMITS", '{"steps": 5}')
-    space = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "huggingface-space" / "app.py"))
+    space = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "huggingface-space" / "app.py"))
     assert space["frame"].engine.models == ("tiny-flux",)
     assert space["frame"].engine.limits.steps == 5
     space["frame"].store.close()

@@ -22,7 +22,7 @@ from references.sample import Condition, reference_sample
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TEXT = 7  # text tokens of the AlignedGen arrays; the image is 4 x 6
 AG_TOL, SA_TOL = 2e-5, 1e-4  # the tolerances of the parity data's README
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "attnctrl"
 LEVELS = {"": 0, "embedded": 0, "processors": 1, "pipelines": 2, "evals": 3, "app": 4}
 DOORS = {"__init__.py", "__main__.py"}

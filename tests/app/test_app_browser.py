@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from served import served
 
-from app import served
 from attnctrl.app.web.jobs import Job
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -303,7 +303,7 @@ def test_dark_is_readable(visitor):
 
 
 def test_screenshots_are_of_these_tabs():
-    folder = Path(__file__).parents[1] / "docs" / "images" / "app"
+    folder = Path(__file__).parents[2] / "docs" / "images" / "app"
     names = {"style-set", "heads", "attention", "evaluate", "style-set-dark", "style-set-phone"}
     assert {path.stem for path in folder.glob("*.png")} == names
     assert all(path.stat().st_size < 250_000 for path in folder.glob("*.png"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
+from served import framed, settings
 
-from app import framed, settings
 from attnctrl import AlignedStyle, ControlError, Reference, SoftPAG
 from attnctrl.app.web import look
 from attnctrl.app.web.frame import sentence
@@ -245,10 +245,10 @@ def test_the_plain_set_is_drawn_once_for_two_strengths(frame, store, monkeypatch
         return draw(self, job, recipe, doing, steps)
 
     monkeypatch.setattr(type(frame.engine), "draw", noted)
-    session, values = store.of("a"), set_values(size="32")
-    first = style_set.draw(frame, Job(), session, values)
+    visit, values = store.of("a"), set_values(size="32")
+    first = style_set.draw(frame, Job(), visit, values)
     values[6] = 1.0
-    second = style_set.draw(frame, Job(), session, values)
+    second = style_set.draw(frame, Job(), visit, values)
     assert drawn == ["Plain", "Aligned", "Aligned"]
     assert second.plain is first.plain
     assert second.aligned.recipe.made != first.aligned.recipe.made

@@ -13,8 +13,8 @@ import torch
 from attnctrl import Control, ControlError, Recipe, Where, attached, read_recipe
 from attnctrl.registry import controls, controls_of, load_file
 
-ROOT = Path(__file__).parents[1]
-OUTSIDE = Path(__file__).with_name("outside") / "ablate.py"
+ROOT = Path(__file__).parents[2]
+OUTSIDE = Path(__file__).parents[1] / "outside" / "ablate.py"
 
 # ---------------------------------------------------------------- the rehearsal
 

@@ -9,8 +9,8 @@ import gradio as gr
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from served import framed, settings
 
-from app import framed, settings
 from attnctrl import ControlError, SoftPAG
 from attnctrl.app.web import head_work as tab
 from attnctrl.app.web.head_grid import heads_in, map_of
@@ -39,7 +39,7 @@ def store():
 
 
 @pytest.fixture
-def session(store):
+def visit(store):
     return store.of("a")
 
 
@@ -117,14 +117,14 @@ def test_heads_that_are_typed():
      "text:a fox", "pickscore", "sum:0.5*contrast+like:/etc/a.png", "sum:(sum:os:getcwd)", "harmonic:contrast+os:getcwd",
      "sum: ( clip:/x ) + contrast", "", " : ", "sum:" + "+".join(["contrast"] * 20)],
 )  # fmt: skip
-def test_objectives_that_read_files_or_run_code_are_refused(text, frame, session):
+def test_objectives_that_read_files_or_run_code_are_refused(text, frame, visit):
     with pytest.raises(ControlError):
         tab.allowed(text, "tiny-sd3")
     with pytest.raises(ControlError):
-        tab.draw_atlas(frame, Job(), session, [text, *values()])
+        tab.draw_atlas(frame, Job(), visit, [text, *values()])
     with pytest.raises(ControlError):
-        tab.search(frame, Job(), session, search_values(wanted=text))
-    assert not list(session.folder.iterdir())
+        tab.search(frame, Job(), visit, search_values(wanted=text))
+    assert not list(visit.folder.iterdir())
 
 
 def test_objectives_that_are_offered_are_allowed():
@@ -135,13 +135,13 @@ def test_objectives_that_are_offered_are_allowed():
         tab.allowed("quality", "black-forest-labs/FLUX.1-dev")
 
 
-def test_drawing_again_draws_only_what_changed(frame, session, monkeypatch):
+def test_drawing_again_draws_only_what_changed(frame, visit, monkeypatch):
     drawn = []
     real = frame.engine.draw
     monkeypatch.setattr(
         type(frame.engine), "draw", lambda _, job, recipe, *rest: drawn.append(recipe) or real(job, recipe, *rest)
     )
-    first = tab.draw(frame, Job(), session, values())
+    first = tab.draw(frame, Job(), visit, values())
     (guided,) = first[GUIDED].recipe.control
     assert (guided.where.heads, guided.u, guided.strength) == ("L2H0,L3H1", 0.5, 3.0)
     assert first[PERTURBED].recipe.control[0].strength == -1
@@ -150,21 +150,21 @@ def test_drawing_again_draws_only_what_changed(frame, session, monkeypatch):
     kinds = lambda: [len(one.control) and one.control[0].strength for one in drawn]  # noqa: E731
     assert kinds() == [0, -1, 3]
     drawn.clear()
-    tab.draw(frame, Job(), session, values(w=5.0))
+    tab.draw(frame, Job(), visit, values(w=5.0))
     assert kinds() == [5]
     drawn.clear()
-    tab.draw(frame, Job(), session, values(u=1.0))
+    tab.draw(frame, Job(), visit, values(u=1.0))
     assert kinds() == [-1, 3]
     for wrong, says in (({"heads": " "}, "no head"), ({"prompt": ""}, "no prompt"), ({"size": "4000"}, "at most 128")):
         with pytest.raises(ControlError, match=says):
-            tab.draw(frame, Job(), session, values(**wrong))
+            tab.draw(frame, Job(), visit, values(**wrong))
 
 
 def test_a_search_that_was_cancelled_goes_on(frame, store, monkeypatch):
-    session, other = store.of("a"), store.of("b")
+    visit, other = store.of("a"), store.of("b")
     with pytest.raises(Cancelled):
-        tab.search(frame, Stopped(2), session, search_values(blocks="4-5"))
-    (folder,) = session.folder.glob("heads-*/run")
+        tab.search(frame, Stopped(2), visit, search_values(blocks="4-5"))
+    (folder,) = visit.folder.glob("heads-*/run")
     begun = len((folder / "results-0.jsonl").read_text().splitlines())
     assert begun > 0
     fresh = []
@@ -177,7 +177,7 @@ def test_a_search_that_was_cancelled_goes_on(frame, store, monkeypatch):
 
     monkeypatch.setattr(tab.Search, "_draw", draw)
     heads, says = tab.search(
-        frame, Job(), session, search_values(blocks="4-5", fresh=True)
+        frame, Job(), visit, search_values(blocks="4-5", fresh=True)
     )  # a search keeps the seed that is shown
     whole = len((folder / "results-0.jsonl").read_text().splitlines())
     assert sum(fresh) == whole - begun > 0
@@ -186,17 +186,17 @@ def test_a_search_that_was_cancelled_goes_on(frame, store, monkeypatch):
     with pytest.raises(Cancelled):
         tab.search(frame, Stopped(2), other, search_values(blocks="4-5"))
     assert len(list(other.folder.glob("heads-*/run"))) == 1  # another visitor has a folder of their own
-    assert len(list(session.folder.glob("heads-*/run"))) == 1
+    assert len(list(visit.folder.glob("heads-*/run"))) == 1
 
 
-def test_the_count_before_a_search_is_the_searchs_own(frame, session):
+def test_the_count_before_a_search_is_the_searchs_own(frame, visit):
     config = tab.search_of(frame, search_values(rounds=2, top_k=3, pictures=3))
     assert config.seeds == (3, 4)
     with tab.hunting(
-        frame, session, tab.search_of(frame, search_values(rounds=2, top_k=3, pictures=1, prompts="a fox"))
+        frame, visit, tab.search_of(frame, search_values(rounds=2, top_k=3, pictures=1, prompts="a fox"))
     ) as hunt:
         assert tab.count(hunt.config, len(hunt.heads)) == hunt.expected() == 1 + 24 + 21
-    says = tab.expect(frame, Job(), session, search_values(pictures=2))
+    says = tab.expect(frame, Job(), visit, search_values(pictures=2))
     assert "24 heads" in says
     assert "50 pictures, about" in says
 
@@ -204,36 +204,36 @@ def test_the_count_before_a_search_is_the_searchs_own(frame, session):
 @pytest.mark.parametrize(
     "more", [{"guidance": 2.0}, {"true_cfg": 2.0}, {"negative": "blur"}, {"at_steps": "0-1"}], ids=lambda one: str(*one)
 )
-def test_what_atlas_and_search_do_not_take_is_refused(frame, session, more):
+def test_what_atlas_and_search_do_not_take_is_refused(frame, visit, more):
     with pytest.raises(ControlError, match="the atlas and the search use the model's own guidance at all steps"):
         tab.search_of(frame, search_values(**more))
     with pytest.raises(ControlError, match="under Advanced, empty"):
-        tab.draw_atlas(frame, Job(), session, ["contrast", *values(**more)])
+        tab.draw_atlas(frame, Job(), visit, ["contrast", *values(**more)])
 
 
-def test_more_than_the_server_draws_is_refused(frame, session, monkeypatch):
+def test_more_than_the_server_draws_is_refused(frame, visit, monkeypatch):
     with pytest.raises(ControlError, match=r"140 pictures; this server draws at most 100"):
-        tab.search(frame, Job(), session, search_values(rounds=3, pictures=2))
+        tab.search(frame, Job(), visit, search_values(rounds=3, pictures=2))
     for wrong, says in (
         ({"prompts": "\n".join("abcdefghi")}, "9 prompts"), ({"steps": 400}, "400 steps"), ({"prompts": " "}, "no prompt"),
         ({"w": -1.0}, "above 0"), ({"model": "/srv/model"}, "does not offer"),
     ):  # fmt: skip
         with pytest.raises(ControlError, match=says):
-            tab.search(frame, Job(), session, search_values(**wrong))
+            tab.search(frame, Job(), visit, search_values(**wrong))
     monkeypatch.setattr(frame.engine, "limits", Limits(pictures=40))
     with pytest.raises(ControlError, match="49 pictures"):
-        tab.draw_atlas(frame, Job(), session, ["contrast", *values()])
-    assert not list(session.folder.glob("*/run"))
+        tab.draw_atlas(frame, Job(), visit, ["contrast", *values()])
+    assert not list(visit.folder.glob("*/run"))
 
 
-def test_atlas_is_kept_and_scored_for_another_objective_without_drawing(frame, session, monkeypatch):
+def test_atlas_is_kept_and_scored_for_another_objective_without_drawing(frame, visit, monkeypatch):
     with pytest.raises(Cancelled):
-        tab.draw_atlas(frame, Stopped(3), session, ["contrast", *values(blocks="4-5")])
-    first = tab.draw_atlas(frame, Job(), session, ["contrast", *values(blocks="4-5")])
-    assert session.result(tab.ATLAS) is first
+        tab.draw_atlas(frame, Stopped(3), visit, ["contrast", *values(blocks="4-5")])
+    first = tab.draw_atlas(frame, Job(), visit, ["contrast", *values(blocks="4-5")])
+    assert visit.result(tab.ATLAS) is first
     assert "contrast" in (first.folder / "atlas.html").read_text()
     monkeypatch.setattr(tab.AtlasRun, "_drawn", None)  # nothing is drawn again
-    again = tab.draw_atlas(frame, Job(), session, ["color:pink", *values(blocks="4-5")])
+    again = tab.draw_atlas(frame, Job(), visit, ["color:pink", *values(blocks="4-5")])
     assert again.folder == first.folder
     head = (4, 1)
     own = tab.objective("color:pink")
@@ -249,10 +249,10 @@ def test_atlas_is_kept_and_scored_for_another_objective_without_drawing(frame, s
     assert "gain" not in shown["rows"][0]["cells"][0]
 
 
-def test_presets_round_trip(frame, session, tmp_path):
-    path = tab.saved(frame, session, "my set/../x", values("H1", u=0.7, w=2.0, blocks="2-3"))
+def test_presets_round_trip(frame, visit, tmp_path):
+    path = tab.saved(frame, visit, "my set/../x", values("H1", u=0.7, w=2.0, blocks="2-3"))
     assert Path(path).name == "my-set-x.json"
-    assert Path(path).parent.parent == session.folder
+    assert Path(path).parent.parent == visit.folder
     assert (read_preset(path).status, read_preset(path).source) == ("unmeasured", "app")
     preset, says = tab.loaded(frame, path, "tiny-sd3")
     assert (preset.heads, preset.u, preset.strength) == ("L2H1,L3H1", 0.7, 2.0)
@@ -274,7 +274,7 @@ def test_presets_round_trip(frame, session, tmp_path):
             tab.loaded(frame, name, "tiny-sd3")
         assert str(tmp_path) not in str(fault.value)
     with pytest.raises(ValidationError):
-        tab.saved(frame, session, "x", values(w=-1.0))
+        tab.saved(frame, visit, "x", values(w=-1.0))
 
 
 def test_shipped_presets_are_those_that_fit(frame):
@@ -288,14 +288,14 @@ def test_shipped_presets_are_those_that_fit(frame):
         tab.loaded(frame, "flux-green", "tiny-flux")
 
 
-def test_restoring_gives_back_what_made_a_picture(frame, session, tmp_path):
-    found = tab.draw(frame, Job(), session, values(w=4.0, steps=3, at_steps="0%-50%"))
+def test_restoring_gives_back_what_made_a_picture(frame, visit, tmp_path):
+    found = tab.draw(frame, Job(), visit, values(w=4.0, steps=3, at_steps="0%-50%"))
     write_set(found[GUIDED], tmp_path / "guided")
     write_set(found[PLAIN], tmp_path / "plain")
     *back, says = tab.restored(frame, str(tmp_path / "guided" / "00.png"))
     assert back[:4] == ["a fox, sticker", "L2H0 L3H1", 0.5, 4.0]
     assert "Restored." in says
-    again = tab.draw(frame, Job(), session, back)
+    again = tab.draw(frame, Job(), visit, back)
     assert again[GUIDED].recipe.made == found[GUIDED].recipe.made
     with pytest.raises(ControlError, match="no guidance by heads"):
         tab.restored(frame, str(tmp_path / "plain" / "recipe.json"))
@@ -309,7 +309,7 @@ def test_restoring_gives_back_what_made_a_picture(frame, session, tmp_path):
 
 
 def test_errors_become_sentences(frame):
-    def fails(session, text):
+    def fails(visit, text):
         raise ControlError(f"no {text}")
 
     *left, says = ui._safely(frame, fails, 2)(None, "way")

@@ -21,7 +21,7 @@ from attnctrl.evals.runs.config import RunConfig
 from attnctrl.pipelines.presets import HeadPreset, read_preset, shipped
 from attnctrl.pipelines.settings import ModelSettings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAN, INF = float("nan"), float("inf")
 GREY = Image.new("RGB", (16, 16))
 

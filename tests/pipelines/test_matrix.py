@@ -12,7 +12,7 @@ from PIL import Image
 
 from attnctrl import AlignedStyle, ControlError, Reference, StyleAligned, attached
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 CONTROL = AlignedStyle()
 EVERYWHERE = StyleAligned()
 PICTURE = AlignedStyle(strength=0.7, reference=Reference(picture=Image.new("RGB", (64, 64), "gold"), caption="a coin"))

@@ -23,8 +23,8 @@ from attnctrl.effect import Effect
 from attnctrl.processors import SharingControl
 from attnctrl.registry import control_class, control_of, controls, controls_of, described
 
-ROOT = Path(__file__).parents[1]
-OUTSIDE = Path(__file__).with_name("outside") / "ablate.py"
+ROOT = Path(__file__).parents[2]
+OUTSIDE = Path(__file__).parents[1] / "outside" / "ablate.py"
 
 
 # ---------------------------------------------------------------- what is known

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from served import framed
 
-from app import framed
 from attnctrl import ControlError
 from attnctrl.app.web import frame as frames
 from attnctrl.app.web import look, tabs
@@ -137,15 +137,15 @@ def test_a_cancel_stops_a_drawing_within_a_step(frame):
 
 
 def test_sessions_keep_so_many_results_and_folders(store):
-    session = store.of("a")
-    names = [session.keep(number) for number in range(3)]
+    visit = store.of("a")
+    names = [visit.keep(number) for number in range(3)]
     with pytest.raises(ControlError, match="no longer kept"):
-        session.result(names[0])
-    assert [session.result(name) for name in names[1:]] == [1, 2]
+        visit.result(names[0])
+    assert [visit.result(name) for name in names[1:]] == [1, 2]
     for _ in range(4):
-        session.new_folder("run")
+        visit.new_folder("run")
         time.sleep(0.01)
-    assert len(list(session.folder.iterdir())) == 2
+    assert len(list(visit.folder.iterdir())) == 2
 
 
 def test_sessions_do_not_see_each_others_results(store):
@@ -183,11 +183,11 @@ def test_sessions_and_their_files_expire(store, monkeypatch):
 
 
 def test_a_visitor_who_leaves_takes_work_and_files_along(store):
-    session = store.of("a")
-    job = session.jobs["set"] = Job()
+    visit = store.of("a")
+    job = visit.jobs["set"] = Job()
     store.drop("a")
     assert job.cancelled
-    assert not session.folder.exists()
+    assert not visit.folder.exists()
     assert len(store) == 0
     store.drop("nobody")
     store.close()
@@ -195,11 +195,11 @@ def test_a_visitor_who_leaves_takes_work_and_files_along(store):
 
 
 def test_work_that_waits_can_be_called_off(store):
-    session = store.of("a")
-    session.waiting["set"] = True
-    session.stop("set")
-    session.stop("heads")
-    assert session.waiting == {"set": False}
+    visit = store.of("a")
+    visit.waiting["set"] = True
+    visit.stop("set")
+    visit.stop("heads")
+    assert visit.waiting == {"set": False}
 
 
 def test_the_last_preview_is_nearly_the_finished_picture(frame):
