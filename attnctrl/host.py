@@ -108,9 +108,18 @@ class Host(ABC):
         """The predicted velocity noise - clean of latents at noise level sigma in [0, 1], by one transformer call."""
         raise self.lacks("a velocity of its own")
 
+    def part(self, name: str) -> Any:
+        """A method or component of the pipeline; ControlError where it has none."""
+        found = getattr(self.pipe, name, None)
+        if found is None:
+            raise self.lacks(f"`{name}`")
+        return found
+
     def lacks(self, what: str) -> ControlError:
         """The fault of a host that has no such part."""
-        return ControlError(f"{type(self.pipe).__name__} has no {what} that controls can ask; attach to a pipeline")
+        return ControlError(
+            f"{type(self.pipe).__name__} has no {what} that this control can ask; use a pipeline that does"
+        )
 
 
 class BareHost(Host):

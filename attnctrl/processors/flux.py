@@ -261,7 +261,7 @@ class FluxHost(Host):
     def encoded_prompt(self, prompt: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
         """By the pipeline's own encoders."""
         device, length = arguments["hidden_states"].device, arguments["encoder_hidden_states"].shape[1]
-        embeds, pooled, _ = self.pipe.encode_prompt(
+        embeds, pooled, _ = self.part("encode_prompt")(
             prompt=[prompt], prompt_2=None, device=device, max_sequence_length=length
         )
         return embeds, pooled
@@ -269,8 +269,9 @@ class FluxHost(Host):
     def encoded_picture(self, picture: Image.Image, arguments: Arguments, layout: Layout) -> Tensor:
         """Packed [1, S_img, C]; beside condition images or channels the row has those of the first picture."""
         rows, columns = layout.grid
+        pack = self.part("_pack_latents")
         latent = encoded(self.pipe, picture, rows * self.unit, columns * self.unit)
-        packed: Tensor = self.pipe._pack_latents(latent, 1, latent.shape[1], latent.shape[2], latent.shape[3])
+        packed: Tensor = pack(latent, 1, latent.shape[1], latent.shape[2], latent.shape[3])
         return packed
 
     def unpacked(self, latents: Tensor, height: int, width: int) -> Tensor:
@@ -282,7 +283,7 @@ class FluxHost(Host):
         """`guidance_scale` (embedded guidance, 3.5), `max_sequence_length`."""
         pipe, prompts = self.pipe, [prompt] if isinstance(prompt, str) else list(prompt)
         device, length = self.device, call.get("max_sequence_length") or usual_length(pipe)
-        embeds, pooled, ids = pipe.encode_prompt(
+        embeds, pooled, ids = self.part("encode_prompt")(
             prompt=prompts, prompt_2=None, device=device, max_sequence_length=length
         )
         rows, columns = height // self.unit, width // self.unit

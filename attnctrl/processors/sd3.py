@@ -261,6 +261,7 @@ class SD3Host(Host):
 
     def encoded_picture(self, picture: Image.Image, arguments: Arguments, layout: Layout) -> Tensor:
         """Latents [1, C, h, w]."""
+        self.part("encode_prompt")  # a picture comes with its caption
         height, width = (side * self.pipe.vae_scale_factor for side in arguments["hidden_states"].shape[-2:])
         return encoded(self.pipe, picture, height, width)
 
@@ -279,7 +280,7 @@ class SD3Host(Host):
         )
 
     def _encoded(self, prompts: list[str], device: torch.device, length: int) -> tuple[Tensor, Tensor]:
-        embeds, _, pooled, _ = self.pipe.encode_prompt(
+        embeds, _, pooled, _ = self.part("encode_prompt")(
             prompt=prompts,
             prompt_2=None,
             prompt_3=None,
