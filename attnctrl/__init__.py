@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .control import Control, Reference
+    from .control import Control
     from .errors import ConflictError, ControlError, NoEffectWarning, OverGuidanceWarning
     from .pipelines.controlled import controlled
     from .pipelines.flux import ControlledFluxPipeline
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StyleAligned,
         attached,
     )
+    from .reference import Reference
     from .region import Region
     from .registry import register
     from .where import Where
@@ -53,7 +54,7 @@ _HOMES = {
     "OverGuidanceWarning": "errors",
     "PAG": "processors",
     "Recipe": "pipelines.recipe",
-    "Reference": "control",
+    "Reference": "reference",
     "Region": "region",
     "SEG": "processors",
     "SLG": "processors",

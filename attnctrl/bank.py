@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from .control import Control
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class Bank:
-    """A run's memory: what is the same at every step (`once`), and what a control keeps for a later call.
+    """A run's memory: what is the same at every step (`once`), and what its owner, a control, keeps for a later call.
 
     It is emptied when the next run begins and when the session ends.
     """
@@ -28,17 +25,17 @@ class Bank:
         made: T = self._made[key]
         return made
 
-    def keep(self, control: Control, name: Hashable, value: Any) -> None:
-        """Keep a value of a control's, in the place of an earlier one."""
-        self._kept[id(control), name] = value
+    def keep(self, owner: object, name: Hashable, value: Any) -> None:
+        """Keep a value of an owner's, in the place of an earlier one."""
+        self._kept[id(owner), name] = value
 
-    def get(self, control: Control, name: Hashable, usual: Any = None) -> Any:
-        """What a control keeps under a name."""
-        return self._kept.get((id(control), name), usual)
+    def get(self, owner: object, name: Hashable, usual: Any = None) -> Any:
+        """What an owner keeps under a name."""
+        return self._kept.get((id(owner), name), usual)
 
-    def take(self, control: Control, name: Hashable) -> Any:
+    def take(self, owner: object, name: Hashable) -> Any:
         """The same, handed over: the bank forgets it; None for nothing."""
-        return self._kept.pop((id(control), name), None)
+        return self._kept.pop((id(owner), name), None)
 
     def clear(self) -> None:
         """Forget everything."""

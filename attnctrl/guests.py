@@ -16,7 +16,7 @@ from .host import Host
 from .layout import Arguments, Layout, Step
 
 if TYPE_CHECKING:
-    from .control import Reference
+    from .reference import Reference
 
 OPEN = frozenset({"attention_mask"})
 """Residual arguments in which a row of its own sees everything, rather than nothing."""

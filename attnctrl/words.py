@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .errors import ControlError
 
-if TYPE_CHECKING:
-    from .host import Host
+
+class Reads(Protocol):
+    """What knows how a prompt becomes tokens: a host."""
+
+    def parts(self, prompt: str, **call: Any) -> tuple[Part, ...]:
+        """The parts of the text sequence."""
+        ...
+
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 MARKS = re.compile("▁|</w>|Ġ")
@@ -55,12 +61,12 @@ class Prompts:
         texts = {name: value for name in TEXTS if (value := self.call.get(name))}
         return {name: value[number] if isinstance(value, (list, tuple)) else value for name, value in texts.items()}
 
-    def columns(self, host: Host, text: str, number: int) -> tuple[int, ...]:
+    def columns(self, host: Reads, text: str, number: int) -> tuple[int, ...]:
         """The text columns of words in prompt `number`; ControlError where they are not in it."""
         return columns_of(host, self.prompts[number], (text,), **self.of(number))[0].columns
 
 
-def words_of(host: Host, prompt: str, **call: Any) -> tuple[Word, ...]:
+def words_of(host: Reads, prompt: str, **call: Any) -> tuple[Word, ...]:
     """The words of a prompt in their order, each once, with all columns of all places where it stands.
 
     Columns count from 0 within the text that the transformer reads. FLUX: T5's (`tokenizer_2`). SD3: CLIP's, which both
@@ -75,7 +81,7 @@ def words_of(host: Host, prompt: str, **call: Any) -> tuple[Word, ...]:
     return tuple(Word(text, _columns(parts, (low,))) for low, text in found.items())
 
 
-def columns_of(host: Host, prompt: str, words: Sequence[str], **call: Any) -> tuple[Word, ...]:
+def columns_of(host: Reads, prompt: str, words: Sequence[str], **call: Any) -> tuple[Word, ...]:
     """The chosen words, or phrases of words that follow each other ("red fox"), with their columns as in `words_of`.
 
     Raises ControlError for a word that is not in the prompt, and for one that the text encoders cut off.

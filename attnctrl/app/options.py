@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ..control import Control, Reference
+from ..control import Control
 from ..errors import ControlError
+from ..reference import Reference
 from ..registry import controls
 
 PLAIN = "plain"

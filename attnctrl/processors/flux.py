@@ -28,6 +28,7 @@ from ..phases import controlled_attention
 from ..words import Part
 from .encoding import encoded, usual_length
 from .positions import rotate
+from .stock import OfStock, not_ours
 
 PATCH = 2
 """FLUX packs 2 x 2 latents to a token."""
@@ -39,21 +40,8 @@ class ControlledFluxAttnProcessor:
     def __init__(self, stock: FluxAttnProcessor, board: Board, gates: Gates, site: Site) -> None:
         self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    @property
-    def _attention_backend(self) -> Any:
-        return self.stock._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, value: Any) -> None:
-        self.stock._attention_backend = value
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.stock._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, value: Any) -> None:
-        self.stock._parallel_config = value
+    _attention_backend = OfStock()
+    _parallel_config = OfStock()
 
     def __call__(
         self,
@@ -122,14 +110,7 @@ class ControlledFluxIPProcessor(FluxIPAdapterAttnProcessor):
         torch.nn.Module.__init__(self)
         self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    @property
-    def scale(self) -> Any:
-        """The adapters' scales, which the pipeline may set."""
-        return self.stock.scale
-
-    @scale.setter
-    def scale(self, value: Any) -> None:
-        self.stock.scale = value
+    scale = OfStock()
 
     def __call__(
         self,
@@ -189,10 +170,7 @@ class FluxEdge(Edge):
         stock: Any = site.module.processor
         kinds = {FluxAttnProcessor: ControlledFluxAttnProcessor, FluxIPAdapterAttnProcessor: ControlledFluxIPProcessor}
         if type(stock) not in kinds:
-            raise ControlError(
-                f"{site.label} has a {type(stock).__name__}, which a control here cannot carry: "
-                "choose other blocks, or put the model's own processors back"
-            )
+            raise not_ours(site)
         if stock._parallel_config is not None:
             raise ControlError("controls do not run under context parallelism; load the model without it")
         return kinds[type(stock)](stock, board, gates, site)

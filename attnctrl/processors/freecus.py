@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from ..control import Reference
+from ..reference import Reference
 from ..registry import register
 from ..where import Where
 from .sharing import KeyScale, Scale, SharingControl

@@ -28,6 +28,7 @@ from ..view import gathered
 from ..words import Part
 from .encoding import encoded, usual_length
 from .positions import placing_hook
+from .stock import OfStock, not_ours
 
 JOINT: frozenset[Kind] = frozenset(("text", "image"))
 IMAGE: frozenset[Kind] = frozenset(("image",))
@@ -71,14 +72,7 @@ class ControlledSD3IPProcessor(SD3IPAdapterJointAttnProcessor2_0):
         torch.nn.Module.__init__(self)
         self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    @property
-    def scale(self) -> float:
-        """The adapter's scale, which the pipeline may set."""
-        return float(self.stock.scale)
-
-    @scale.setter
-    def scale(self, value: float) -> None:
-        self.stock.scale = value
+    scale = OfStock()
 
     def __call__(
         self,
@@ -181,10 +175,7 @@ class SD3Edge(Edge):
         if type(stock) is SD3IPAdapterJointAttnProcessor2_0:
             return ControlledSD3IPProcessor(stock, board, gates, site)
         if type(stock) not in (JointAttnProcessor2_0, FusedJointAttnProcessor2_0):
-            raise ControlError(
-                f"{site.label} has a {type(stock).__name__}, which a control here cannot carry: "
-                "choose other blocks, or put the model's own processors back"
-            )
+            raise not_ours(site)
         if type(stock) is FusedJointAttnProcessor2_0 and site.module.norm_q is not None:
             raise ControlError(
                 "diffusers' fused projections leave out SD3.5's query and key norms; "

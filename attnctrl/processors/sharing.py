@@ -12,12 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ..branch import Branch, Branches
-from ..control import Call, Control, Reference, Run
+from ..control import Call, Control, Run
 from ..descriptions import Description
 from ..effect import Effect, Features
 from ..errors import ControlError
 from ..guests import CopyGuest, Guest, PictureGuest
 from ..layout import Rotary
+from ..reference import Reference
 from ..statistics import adain
 from .sets import SetPlan, plan_sets
 

@@ -11,13 +11,14 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from ...control import Control, Reference
+from ...control import Control
 from ...errors import ControlError
 from ...evals.metrics.kinds import KINDS as METRICS
 from ...evals.runs.report import PAGE, SUMMARY, TABLE
 from ...pipelines.presets import shipped
 from ...pipelines.recipe import Recipe
 from ...processors import SoftPAG
+from ...reference import Reference
 from ...registry import controls, described
 from ...where import Where
 from ..options import follows, size_of

@@ -13,12 +13,13 @@ from typing import Any
 from PIL import Image
 from pydantic import Field, ValidationError
 
-from ...control import Control, Reference
+from ...control import Control
 from ...descriptions import Description, explain
 from ...errors import ControlError
 from ...layout import Site
 from ...pipelines.recipe import AnyControl, read_recipe
 from ...processors import SharingControl
+from ...reference import Reference
 from ...registry import control_class, control_of, controls
 from ...written import split
 from .sets import StyleSet

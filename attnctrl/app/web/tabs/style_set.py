@@ -10,11 +10,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ....control import Control, Reference
+from ....control import Control
 from ....errors import ControlError
 from ....pipelines.generate import PictureSet
 from ....pipelines.recipe import Recipe
 from ....processors import SharingControl
+from ....reference import Reference
 from ....registry import control_class, controls
 from ...options import follows
 from .. import look
