@@ -44,7 +44,7 @@ def controlled_attention(
     for effect, gate in acting:
         branches = effect.branches(Features(q, k, v, layout, gate, site), own, branches)
     q, turned = rotate(q, rotary), own.turned(rotate)
-    branches = tuple(turned if one is own else one.turned(rotate) for one in branches)
+    branches = tuple(_turned(one, own, turned, rotate) for one in branches)
 
     def attend(queries: Tensor) -> Tensor:
         if queries.shape[1] < q.shape[1] and not all(_any_query(one) for one in branches):
@@ -56,6 +56,15 @@ def controlled_attention(
     for effect, gate in acting:
         out = partial(effect.output, replace(at, gate=gate, out=out))
     return out()
+
+
+def _turned(
+    one: Branch | Blend, own: Branch, turned: Branch, rotate: Callable[[Tensor, Rotary], Tensor]
+) -> Branch | Blend:
+    """A branch with its keys in their places; the row's own keys, if it still has them, are rotated once."""
+    if isinstance(one, Branch) and one.key is own.key and one.rotary is own.rotary and one.key_scale is None:
+        return replace(one, key=turned.key, rotary=None)
+    return one.turned(rotate)
 
 
 def _any_query(branch: Branch | Blend) -> bool:
