@@ -16,7 +16,7 @@ from tiny import tiny_sd3
 
 from attnctrl import AlignedStyle, ControlError, NaiveSharing, Reference, StyleAligned, Where, attached
 from attnctrl.processors import FreeCus
-from attnctrl.processors.sd3 import SD3Architecture
+from attnctrl.processors.attaching import host_of
 
 GRID = (4, 6)
 IMAGE = GRID[0] * GRID[1]
@@ -187,7 +187,7 @@ def test_freecus_with_two_references_on_sd3(version):
 
 
 def test_sites_of_sd35_and_their_names():
-    sites = SD3Architecture().sites(tiny_sd3("rms_norm", (0, 1)).transformer)
+    sites = host_of(tiny_sd3("rms_norm", (0, 1))).sites
     assert [site.label for site in sites] == [
         "L0 (joint 0)", "L0 (dual 0)", "L1 (joint 1)", "L1 (dual 1)", "L2 (joint 2)",
     ]  # fmt: skip

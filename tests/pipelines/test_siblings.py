@@ -50,7 +50,7 @@ def test_off_on_and_after(sibling, mode):
 
     stock = run()
     with attached(pipe, AlignedStyle(strength=0), images_per_prompt=leads) as session:
-        assert session.selected[0], "processors are installed"
+        assert session.sites_of(session.controls[0]), "processors are installed"
         assert pipe.transformer.attn_processors.values() != before
         assert torch.equal(run(), stock)
     with attached(pipe, AlignedStyle(), images_per_prompt=leads):
