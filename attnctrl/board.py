@@ -19,7 +19,7 @@ Placed = tuple[tuple[int, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class CallState:
-    """One transformer call: the layout, what of it each stream's sites see, and, by position of the control, its effect.
+    """One call: the layout, what of it each stream's sites see, and, by position of the control, its effect.
 
     None in the place of an effect: not at this step. `placed`: rows that stand away.
     """
