@@ -235,6 +235,8 @@ def _of_rows(branch: Branch, rows: Tensor) -> Branch:
 
 def _bias_over(branches: Sequence[Branch], q: Tensor) -> Tensor | None:
     """What is added to the logits of all their keys [n or 1, H or 1, Sq or 1, keys]; None where nothing is."""
+    if all(one.log_bias is None and one.mask is None for one in branches):
+        return None
     pieces = []
     for one in branches:
         piece = q.new_zeros(1, 1, 1, 1)
@@ -244,8 +246,6 @@ def _bias_over(branches: Sequence[Branch], q: Tensor) -> Tensor | None:
                     given = torch.zeros_like(given, dtype=q.dtype).masked_fill(~given, -torch.inf)
                 piece = piece + given.to(q.dtype).reshape((*[1] * (4 - given.ndim), *given.shape))
         pieces.append(piece)
-    if all(one.log_bias is None and one.mask is None for one in branches):
-        return None
     shape = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
     return torch.cat(
         [piece.expand(*shape, one.key.shape[1]) for piece, one in zip(pieces, branches, strict=True)], dim=-1
