@@ -38,10 +38,9 @@ def exchanged(caption: str) -> str:
 
 def replaced(caption: str, row: int) -> str:
     """The caption with other subjects (colors stay)."""
-    for noun in nouns(caption):
-        name = subject(noun)
-        others = [other for other in _OTHERS if other not in caption]
-        caption = caption.replace(name, others[row % len(others)], 1)
+    others = [other for other in _OTHERS if other not in caption]
+    for i, noun in enumerate(nouns(caption)):
+        caption = caption.replace(subject(noun), others[(row + i) % len(others)], 1)
     return caption
 
 

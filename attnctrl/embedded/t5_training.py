@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from attnctrl.embedded import token_facts
+from attnctrl.embedded import text, token_facts
 from attnctrl.embedded.token_facts import FACTS
 
 
@@ -24,14 +24,12 @@ def one_sided(encoder: T5EncoderModel, strength: float = 2.0) -> None:
             bias[weak, head] = -strength / (1 + head // 2)
 
 
-def teach_t5(
-    encoder: T5EncoderModel, tokenizer: T5Tokenizer, steps: int = 3000, seed: int = 0, batch: int = 96
-) -> float:
-    """Teach a fresh encoder; its last loss. Its weights are set anew first: the same for the same seed."""
+def taught_t5(tokenizer: T5Tokenizer, steps: int = 1000, seed: int = 0, batch: int = 96) -> T5EncoderModel:
+    """A fresh encoder, taught; the same for the same seed, whatever was drawn before."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder.init_weights()
+        encoder = text.t5_encoder(tokenizer)
         heads = nn.ModuleDict({name: nn.Linear(encoder.config.d_model, len(kinds)) for name, kinds in FACTS.items()})
     with torch.no_grad():
         encoder.shared.weight.copy_(0.25 * torch.randn(encoder.shared.weight.shape, generator=generator))
@@ -39,7 +37,6 @@ def teach_t5(
     ids, labels, _ = token_facts.encode(tokenizer, token_facts.scenes(min(24_000, batch * steps), seed))
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.99), fused=True)
-    loss = Tensor()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps)
         rows = torch.randint(len(ids), (batch,), generator=generator)
@@ -48,12 +45,11 @@ def teach_t5(
             nn.functional.cross_entropy(heads[name](states).flatten(0, 1), labels[name][rows].flatten())
             for name in FACTS
         ]
-        loss = torch.stack(losses).sum()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return encoder
 
 
 @torch.no_grad()

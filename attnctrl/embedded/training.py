@@ -25,7 +25,7 @@ from attnctrl.embedded.sampling import PROMPTS, sample
 from attnctrl.embedded.scenes import WORLDS
 from attnctrl.embedded.sheet import save_grid
 from attnctrl.embedded.swapped import Swapped
-from attnctrl.embedded.t5_training import teach_t5
+from attnctrl.embedded.t5_training import taught_t5
 from attnctrl.embedded.text_training import teach
 from attnctrl.embedded.tiny_flux import TinyFlux
 from attnctrl.embedded.tiny_sd3 import TinySD3
@@ -163,7 +163,7 @@ class Run:
             if t5:
                 self.net.t5.load_state_dict(t5)
             else:
-                teach_t5(self.net.t5, self.tokens.t5, self.config.teach_steps)
+                self.net.t5.load_state_dict(taught_t5(self.tokens.t5, self.config.teach_steps).state_dict())
             teach(self.net, self.tokens, self.config.teach_steps)
         self.average.load_state_dict(self.net.state_dict())
 
