@@ -13,7 +13,7 @@ pytest.importorskip("cv2", reason="the embedded world is drawn with opencv: inst
 
 from test_embedded import ART
 
-from attnctrl.embedded import aims, evaluation, intervals, model_folder, scenes
+from attnctrl.embedded import MODELS, aims, digest, evaluation, intervals, model_folder, scenes
 from attnctrl.embedded.autoencoder import untrained
 from attnctrl.embedded.cases import Case, suite, true_picture
 from attnctrl.embedded.drawing import Drawer
@@ -169,6 +169,7 @@ def test_an_evaluation_writes_its_files(flux: Path, tmp_path: Path, monkeypatch:
     assert "| relation | both in order | 2 |" in text
     assert "s a picture on" in text
     assert "| relation: both in order | " in text
+    assert result["weights"] == digest(flux)
     assert {aim.name for aim in aims.aims(result)} >= {"color: color", "a grid's shift: change", "seconds a picture"}
 
 
@@ -185,4 +186,15 @@ def test_aims_are_met_at_their_figures() -> None:
     assert not found["a grid's shift: change"].met
     assert found["spread of hue, of the world's"].figure == pytest.approx((0.8, 0.6, 1.0))
     assert found["spread of hue, of the world's"].met
-    assert "| trained: subject and style | 0.90 [0.80, 0.95] | 1.00 [0.90, 1.00] | >= 0.9 | yes |" in aims.table(result)
+    text = aims.table([{**result, "model": "tiny-sd3"}])
+    assert "| trained: subject and style | **0.90** [0.80, 0.95] / 1.00 | >= 0.9 |" in text
+
+
+def test_the_tables_belong_to_the_shipped_weights() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    results = []
+    for model in MODELS:
+        results.append(json.loads((docs / "evaluation" / model / "evaluation.json").read_text()))
+        assert results[-1]["weights"] == digest(model_folder(model)), f"make the evaluation of {model} anew"
+    page = (docs / "embedded-models.md").read_text()
+    assert page.split("<!-- aims -->")[1].split("<!-- /aims -->")[0].strip() == aims.table(results)

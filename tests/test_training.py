@@ -23,8 +23,11 @@ from attnctrl.embedded.training import NETS, RECIPES, Run, TrainConfig
 
 
 def config(model: str, steps: int = 4, **more) -> TrainConfig:
-    stages = ({"world": "first", "steps": 2, "pictures": 70}, {"world": "wider", "steps": steps - 2, "pictures": 140})
-    options = {"batch": 3, "warmup": 1, "cooldown": 2, "teach_steps": 2, "sheet_steps": 1, "compiled": False}
+    stages = (
+        {"world": "first", "steps": 2, "batch": 3, "pictures": 70},
+        {"world": "wider", "steps": steps - 2, "batch": 2, "pictures": 140},
+    )
+    options = {"warmup": 1, "cooldown": 2, "teach_steps": 2, "sheet_steps": 1, "compiled": False}
     return TrainConfig(model=model, stages=stages, **{**options, **more})
 
 
@@ -81,6 +84,7 @@ def test_the_rate_rises_stays_and_falls():
     plan = config("tiny-flux", steps=100, warmup=10, cooldown=20, peak=1.0)
     rates = [plan.rate(step) for step in (0, 4, 9, 50, 80, 90, 99, 100)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0])
+    assert [plan.samples(step) for step in (0, 1, 2, 100)] == [0, 3, 6, 202]
     assert [plan.stage(step).world for step in (0, 1, 2, 500)] == ["first", "first", "wider", "wider"]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attnctrl.embedded.intervals import Interval
@@ -49,10 +52,29 @@ def aims(result: dict[str, Any]) -> list[Aim]:
     return found
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """The aims as lines of a Markdown table."""
-    lines = ["| aim | drawn | true renders | aimed at | met |", "|---|---|---|---|---|"]
-    for aim in aims(result):
-        figures = ["{:.2f} [{:.2f}, {:.2f}]".format(*value) if value else "" for value in (aim.figure, aim.true)]
-        lines.append(f"| {aim.name} | {' | '.join(figures)} | {aim.aim} | {'yes' if aim.met else 'no'} |")
-    return lines
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The aims of one or more models' evaluations as a Markdown table: drawn [interval] / true renders, bold if met."""
+    columns = [aims(result) for result in results]
+    lines = [
+        f"| drawn [interval] / true renders | {' | '.join(result['model'] for result in results)} | aim |",
+        "|---|" + "---|" * (len(results) + 1),
+    ]
+    for row in zip(*columns, strict=True):
+        lines.append(f"| {row[0].name} | {' | '.join(_cell(aim) for aim in row)} | {row[0].aim} |")
+    return "\n".join(lines)
+
+
+def _cell(aim: Aim) -> str:
+    value, low, high = aim.figure
+    figure = f"**{value:.2f}**" if aim.met else f"{value:.2f}"
+    spread = f" [{low:.2f}, {high:.2f}]" if low < high else ""
+    return figure + spread + (f" / {aim.true[0]:.2f}" if aim.true else "")
+
+
+def renew(page: Path, folders: Sequence[Path], mark: str = "aims") -> None:
+    """Write the table of the evaluations in `folders` between a page's marks `<!-- aims -->` and `<!-- /aims -->`."""
+    text = page.read_text()
+    head, rest = text.split(f"<!-- {mark} -->")
+    tail = rest.split(f"<!-- /{mark} -->")[1]
+    results = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+    page.write_text(f"{head}<!-- {mark} -->\n{table(results)}\n<!-- /{mark} -->{tail}")

@@ -144,6 +144,7 @@ def export_pipeline(
 app.command("judge")(judging_cli.judge)
 app.command("subjects")(judging_cli.subjects)
 app.command("eval")(judging_cli.evaluate)
+app.command("tables")(judging_cli.tables)
 
 
 @app.command("sheet")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnctrl.embedded import MODELS, artwork, intervals, model_folder
+from attnctrl.embedded import MODELS, artwork, digest, intervals, model_folder
 from attnctrl.embedded.canvas import Array
 from attnctrl.embedded.cases import Case, suite, true_picture
 from attnctrl.embedded.drawing import Drawer
@@ -42,6 +42,7 @@ def evaluate(model: Path | str, out: Path, per: int = 1, seed: int = 0, cache: P
     true_readings = {name: reader(groups[name], pictures) for name, pictures in true.items()}
     result: dict[str, Any] = {
         "model": folder.name,
+        "weights": digest(folder),
         "pipeline": type(drawer.pipeline).__name__,
         "per": per,
         "seed": seed,

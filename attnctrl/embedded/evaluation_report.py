@@ -27,7 +27,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['model']} ({result['pipeline']}), seed {result['seed']}: "
         f"{result['seconds a picture']:.2f} s a picture on {result['threads']} thread(s).",
         "",
-        *aims.table(result),
+        aims.table([result]),
         "",
         "| prompts | asked | pictures | drawn | true renders |",
         "|---|---|---|---|---|",

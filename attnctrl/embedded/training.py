@@ -35,11 +35,12 @@ NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)
 
 
 class Stage(BaseModel):
-    """A part of a run: so many steps on so many pictures of a world (scenes.WORLDS), the noise's logit normal."""
+    """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     world: str
     steps: int
+    batch: int = 48
     pictures: int = 40_000
     seed: int = 0
     noise_mean: float = 0.6
@@ -56,7 +57,6 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
     stages: tuple[Stage, ...]
-    batch: int = 96
     peak: float = 2e-3
     warmup: int = 200
     cooldown: int = 1500
@@ -77,6 +77,14 @@ class TrainConfig(BaseModel):
     def steps(self) -> int:
         """Of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def samples(self, step: int) -> int:
+        """Pictures seen before a step."""
+        seen = 0
+        for stage in self.stages:
+            seen += stage.batch * min(step, stage.steps)
+            step -= min(step, stage.steps)
+        return seen
 
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
@@ -234,7 +242,7 @@ class Run:
             if stage != self.config.stage(self.step) or batches is None:
                 stage = self.config.stage(self.step)
                 folder = self.stage_data(stage)
-                batches = dataset.Batches(folder, self.tokens, self.code, self.config.batch, self.config.seed + 1)
+                batches = dataset.Batches(folder, self.tokens, self.code, stage.batch, self.config.seed + 1)
             begin = time.perf_counter()
             losses.append(self.update(batches[self.step]))
             self.step += 1
@@ -256,9 +264,9 @@ class Run:
         loss, named = torch.stack(losses).mean(0).tolist()
         record = {
             "step": self.step,
-            "samples": self.step * self.config.batch,
+            "samples": self.config.samples(self.step),
             "seconds": round(self.seconds, 1),
-            "pace": round(len(losses) * self.config.batch / max(seconds, 1e-9), 1),
+            "pace": round(len(losses) * self.config.stage(self.step - 1).batch / max(seconds, 1e-9), 1),
             "loss": round(loss, 5),
             "naming": round(named, 5),
             "rate": self.config.rate(self.step),
