@@ -1,4 +1,4 @@
-"""tiny-flux: a FluxTransformer2DModel of 4.5M parameters with its text encoders."""
+"""tiny-flux: a FluxTransformer2DModel of 3.5M parameters with its text encoders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASE, MOST = (16, 0.5), (256, 1.15)
 
 
 class TinyFlux(TinyModel):
-    """4 double and 8 single blocks, 4 heads x 32; no guidance input: `true_cfg_scale` guides."""
+    """3 double and 6 single blocks, 4 heads x 32; no guidance input: `true_cfg_scale` guides."""
 
     name = "tiny-flux"
     guidance = {"true_cfg_scale": 3.0, "negative_prompt": "", "guidance_scale": 1.0}  # noqa: RUF012
@@ -29,8 +29,8 @@ class TinyFlux(TinyModel):
         self.transformer: Any = FluxTransformer2DModel(
             patch_size=1,
             in_channels=4 * CHANNELS,
-            num_layers=4,
-            num_single_layers=8,
+            num_layers=3,
+            num_single_layers=6,
             attention_head_dim=32,
             num_attention_heads=4,
             joint_attention_dim=128,
@@ -46,7 +46,7 @@ class TinyFlux(TinyModel):
         return [self.clip]
 
     def binding_block(self) -> nn.Module:
-        """The last double block of four."""
+        """The last double block of three."""
         block: nn.Module = self.transformer.transformer_blocks[-1]
         return block
 
