@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,25 @@ def test_what_stands_under_a_token_is_known() -> None:
     assert colors[4, 2] == 1 + list(COLORS).index("blue")
     assert colors[4, 6] == subjects[0, 0] == 0
     assert set(np.unique(subjects)) == {0, subjects[4, 2], subjects[4, 6]}
+
+
+def test_batches_have_as_many_pairs_as_asked(tmp_path: Path) -> None:
+    from attnctrl.embedded import model_folder
+    from attnctrl.embedded.latents import PatchCode
+    from attnctrl.embedded.model import Tokens
+
+    np.savez(tmp_path / "artwork.npz", **ART)
+    dataset.build(tmp_path / "data", tmp_path / "artwork.npz", 240, 0, 1, scenes.PAIRED)
+    tokens, code = Tokens.load(model_folder("tiny-flux")), PatchCode.load(model_folder("tiny-flux") / "code.npz")
+    for pairs in (0.0, 1.0):
+        batches = dataset.Batches(tmp_path / "data", tokens, code, 8, 0, pairs)
+        for step in range(12):
+            batch = batches[step]
+            words = [tokens.clip.decode(ids) for ids in batch.clip_ids]
+            related = [any(f" {word} " in text for word in scenes.RELATIONS) for text in words]
+            if batch.latents.shape[2:] == (16, 16):
+                assert all(related) if pairs else not any(related)
+            assert batch.maps.shape == (8, 2, batch.latents.shape[2] // 2, batch.latents.shape[3] // 2)
 
 
 def test_the_naming_head_reads_the_watched_block_and_teaches_what_comes_before() -> None:

@@ -16,7 +16,7 @@ from attnctrl.embedded import artwork
 from attnctrl.embedded.colors import COLORS
 from attnctrl.embedded.latents import PatchCode, pixels
 from attnctrl.embedded.model import Tokens
-from attnctrl.embedded.scenes import SHAPES, SUBJECT_NAMES, WHOLE, Picture, Scene, World, render, sample
+from attnctrl.embedded.scenes import RELATIONS, SHAPES, SUBJECT_NAMES, WHOLE, Picture, Scene, World, render, sample
 
 Shape = tuple[int, int]
 TOKEN = 8
@@ -129,22 +129,36 @@ class Batch(NamedTuple):
 class Batches:
     """Random batches of a rendered folder, each of one aspect ratio; batch `step` is the same on every machine.
 
-    In half of them the first token stands somewhere up to twice the grid further down and right.
+    In half of them the first token stands somewhere up to twice the grid further down and right. `pairs` is the share
+    of captions with a relation; None leaves it as drawn.
     """
 
-    def __init__(self, folder: Path, tokens: Tokens, code: PatchCode, batch: int, seed: int) -> None:
-        self.code, self.batch, self.seed = code, batch, seed
+    def __init__(
+        self, folder: Path, tokens: Tokens, code: PatchCode, batch: int, seed: int, pairs: float | None = None
+    ) -> None:
+        self.code, self.batch, self.seed, self.pairs = code, batch, seed, pairs
         parts = zip(load(folder).values(), maps(folder), strict=True)
         self.parts = [(pictures, *tokens.encode(captions), content) for (pictures, captions), content in parts]
+        said = [captions for _, captions in load(folder).values()]
+        self.related = [np.array([any(f" {word} " in text for word in RELATIONS) for text in texts]) for texts in said]
         sizes = np.array([len(part[0]) for part in self.parts], float)
         self.shares = sizes / sizes.sum()
 
     def __getitem__(self, step: int) -> Batch:
         """Batch number `step`."""
         rng = np.random.default_rng([self.seed, step])
-        pictures, clip_ids, t5_ids, content = self.parts[rng.choice(len(self.parts), p=self.shares)]
-        rows = np.sort(rng.choice(len(pictures), self.batch, replace=len(pictures) < self.batch))
+        part = int(rng.choice(len(self.parts), p=self.shares))
+        pictures, clip_ids, t5_ids, content = self.parts[part]
+        rows = self._rows(rng, part)
         latents = self.code.encode(pixels(pictures[rows]))
         moved = rng.random() < 0.5
         top, left = (int(rng.integers(0, side + 1)) * moved for side in latents.shape[2:])
         return Batch(latents, clip_ids[rows], t5_ids[rows], (top, left), torch.from_numpy(np.array(content[rows])))
+
+    def _rows(self, rng: np.random.Generator, part: int) -> np.ndarray:
+        related = self.related[part]
+        if self.pairs is None or related.all() or not related.any():
+            return np.sort(rng.choice(len(related), self.batch, replace=len(related) < self.batch))
+        count = int(rng.binomial(self.batch, self.pairs))
+        kinds = [(np.flatnonzero(related), count), (np.flatnonzero(~related), self.batch - count)]
+        return np.sort(np.concatenate([rng.choice(rows, n, replace=len(rows) < n) for rows, n in kinds]))

@@ -35,7 +35,10 @@ NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)
 
 
 class Stage(BaseModel):
-    """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal."""
+    """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal.
+
+    `pairs` is the share of captions with a relation; None: as the world draws them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     world: str
@@ -43,6 +46,7 @@ class Stage(BaseModel):
     batch: int = 48
     pictures: int = 40_000
     seed: int = 0
+    pairs: float | None = None
     noise_mean: float = 0.6
     noise_std: float = 1.1
 
@@ -242,7 +246,9 @@ class Run:
             if stage != self.config.stage(self.step) or batches is None:
                 stage = self.config.stage(self.step)
                 folder = self.stage_data(stage)
-                batches = dataset.Batches(folder, self.tokens, self.code, stage.batch, self.config.seed + 1)
+                batches = dataset.Batches(
+                    folder, self.tokens, self.code, stage.batch, self.config.seed + 1, stage.pairs
+                )
             begin = time.perf_counter()
             losses.append(self.update(batches[self.step]))
             self.step += 1
