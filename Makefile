@@ -7,18 +7,25 @@ READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-oldest test-newest check lint types clean
+# `make quick` is the core and one path of each, in under a minute.
+.PHONY: demo test quick test-oldest test-newest check lint types clean
 
 OLDEST := torch==2.7.1 diffusers==0.37.0 packaging==25.0
 NEWEST := torch==2.15.0 diffusers==0.42.1
-LAID_OVER := $(addprefix tests/test_,off_and_after.py session.py controlled.py siblings.py matrix.py sharing_against_naive.py \
-	sd3_against_naive.py freecus.py guidance.py guidance_pipelines.py)
+LAID_OVER := $(addprefix tests/,$(addprefix core/test_,off_and_after.py session.py branches.py rehearsal.py views.py fault_threads.py fault_solver.py) \
+	$(addprefix pipelines/test_,controlled.py siblings.py matrix.py guidance_pipelines.py) \
+	$(addprefix methods/test_,sharing_against_naive.py sd3_against_naive.py freecus.py guidance.py))
+QUICK := $(addprefix tests/core/test_,structure.py where.py words.py pictures.py numbers.py registry.py attention.py branches.py rehearsal.py \
+	views.py session.py off_and_after.py) tests/methods/test_references.py
 
 demo: $(READY)
 	$(BIN)/attnctrl demo
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest -n 2
+
+quick: $(READY_DEV)
+	$(BIN)/python -m pytest -n 2 $(QUICK)
 
 test-oldest: .over-oldest
 	PYTHONPATH=$(CURDIR)/.over-oldest $(BIN)/python -m pytest -n 2 $(LAID_OVER)

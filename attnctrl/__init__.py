@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .control import Control, Reference
+    from .control import Control
     from .errors import ConflictError, ControlError, NoEffectWarning, OverGuidanceWarning
     from .pipelines.controlled import controlled
     from .pipelines.flux import ControlledFluxPipeline
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         StyleAligned,
         attached,
     )
+    from .reference import Reference
+    from .region import Region
+    from .registry import register
     from .where import Where
 
 _HOMES = {
@@ -51,7 +54,8 @@ _HOMES = {
     "OverGuidanceWarning": "errors",
     "PAG": "processors",
     "Recipe": "pipelines.recipe",
-    "Reference": "control",
+    "Reference": "reference",
+    "Region": "region",
     "SEG": "processors",
     "SLG": "processors",
     "SoftPAG": "processors",
@@ -64,6 +68,7 @@ _HOMES = {
     "load": "pipelines.loading",
     "observe": "pipelines.observe",
     "read_recipe": "pipelines.recipe",
+    "register": "registry",
 }
 
 __all__ = [
@@ -88,6 +93,7 @@ __all__ = [
     "OverGuidanceWarning",
     "Recipe",
     "Reference",
+    "Region",
     "SoftPAG",
     "StyleAligned",
     "Where",
@@ -97,6 +103,7 @@ __all__ = [
     "load",
     "observe",
     "read_recipe",
+    "register",
 ]
 
 

@@ -1,214 +1,132 @@
-"""What a control is: an immutable description, and the effect that it has on one transformer call."""
+"""What a control is: an immutable description, and what it sees of the run and the call that it plans for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor
+from pydantic import Field, field_validator
 
-from .attention import Branch
-from .errors import ControlError
-from .layout import RowPlan, Site, Step, TokenLayout
-from .pictures import Picture, fit_picture
+from .descriptions import Description
+from .effect import Effect
+from .layout import Arguments, Layout, Rotary, Site, Step, on
+from .reference import Reference
 from .where import Where
 
-Rotary = tuple[Tensor, Tensor] | None
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .bank import Bank
+    from .branch import Rows
+    from .edge import Edge
+    from .guests import Guest
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Features:
-    """q, k, v [B, S, H, D] of one site, after qk-norm and before position rotation, and the call's layout.
+class Run:
+    """What is known when a run begins, as a control's `guests` sees it.
 
-    `gate` [H] is 1 for the heads that the control may touch there and 0 elsewhere; None means all.
+    `pictures`: rows of one half of the batch; `images_per_prompt` of them belong to each prompt; `rotary`: whether keys
+    are rotated by their positions, so that shared keys can stand anywhere, or rows themselves have to.
     """
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    layout: TokenLayout
-    gate: Tensor | None
-
-
-@dataclass(frozen=True)
-class Attended:
-    """One site after its attention: q, k, v [B, S, H, D] as they enter the softmax (rotated), layout and gate.
-
-    `out()` is the merged result [B, S, H, D], computed only if it is asked for; `attend(queries)` is what other queries
-    would get from the same keys, values and branches; `branches` are what rows read beside their own keys.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    layout: TokenLayout
-    gate: Tensor | None
-    out: Callable[[], Tensor]
-    attend: Callable[[Tensor], Tensor]
-    branches: list[Branch]
-    site: Site
-
-
-@dataclass(frozen=True)
-class Extra:
-    """What a control adds to a site: keys and values before rotation, for some rows, at positions of their own.
-
-    `key`, `value` [T, Sk, H, D]; `rotary` rotates `key` (None: the model has no rotary positions);
-    `key_scale` [] multiplies the keys; `log_bias` as in Branch.
-    """
-
-    rows: RowPlan
-    key: Tensor
-    value: Tensor
-    rotary: Rotary
-    key_scale: Tensor | None = None
-    log_bias: Tensor | None = None
-
-    def branch(self, rotated: Tensor) -> Branch:
-        """The branch for the attention call, from the rotated keys."""
-        key = rotated if self.key_scale is None else rotated * self.key_scale.to(rotated.dtype)
-        return Branch(self.rows, key, self.value, self.log_bias)
-
-
-class Effect:
-    """What a control does at its sites during one transformer call; the base does nothing.
-
-    Methods are pure: tensors in, tensors out. torch.compile traces them, so whatever changes from step to step is a
-    0-dim tensor.
-    """
-
-    def features(self, at: Features) -> tuple[Tensor, Tensor, Tensor]:
-        """New q, k, v [B, S, H, D], before rotation."""
-        return at.q, at.k, at.v
-
-    def branches(self, at: Features) -> list[Extra]:
-        """Keys and values to read beside a row's own."""
-        return []
-
-    def output(self, at: Attended) -> Tensor:
-        """What the site passes on [B, S, H, D], before the output projection."""
-        return at.out()
-
-
-class Reference(BaseModel):
-    """A picture to follow, as one more batch row that is noised to each step's level and dropped from the result.
-
-    `picture`: path or PIL image; `caption` describes it (empty: the empty prompt); `seed` draws its one fixed noise
-    (AlignedGen, arXiv 2509.17088, its external reference; no inversion).
-    `mask`: white where the picture may be read, a picture of the same size; None: everywhere. `strength` multiplies the
-    odds of its tokens, beside the control's own. `noise`: `step` is the scheduler's level, `finer` the level under the
-    reversed schedule shift, which leaves more detail (FreeCus, arXiv 2507.15249).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    picture: Picture
-    caption: str = ""
-    seed: int = 0
-    mask: Picture | None = None
-    strength: float = Field(1.0, gt=0.0, allow_inf_nan=False)
-    noise: Literal["step", "finer"] = "step"
-
-    @model_validator(mode="after")
-    def _mask_fits(self) -> Reference:
-        if self.mask is not None and self.mask.size != self.picture.size:
-            sizes = " and ".join(f"{one.width} x {one.height} px" for one in (self.picture, self.mask))
-            raise ValueError(f"picture and mask are {sizes}; give a mask of the picture's size")
-        return self
-
-    def foreground(self, grid: tuple[int, int]) -> list[int] | None:
-        """The tokens of a (rows, columns) grid that lie mostly in the mask; None without one. ControlError for none."""
-        if self.mask is None:
-            return None
-        small = fit_picture(self.mask, grid[1], grid[0]).convert("L")
-        tokens = [i for i, light in enumerate(small.tobytes()) if light > 127]
-        if not tokens:
-            raise ControlError(f"the reference's mask leaves no token of the {grid[0]} x {grid[1]} grid; widen it")
-        return tokens
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A row that stands `shift` image grids (rows, columns) away where positions are additive (SD3).
-
-    `of`: a reference picture's row, or the number of a row within its half of the batch. With `copy` that row stays
-    where it is, and a copy of it, dropped from the result, is moved: it only supplies keys and values.
-    """
-
-    of: Reference | int
-    shift: tuple[int, int]
-    copy: bool = False
-
-
-@dataclass(frozen=True)
-class Opposed:
-    """A second row for picture `of` of each half of the batch, with another prompt (NAG's negative one)."""
-
-    of: int
-    prompt: str
-
-
-Added = Reference | Placed | Opposed
+    pictures: int
+    images_per_prompt: int
+    rotary: bool
+    edge: Edge
 
 
 @dataclass(frozen=True)
 class Call:
-    """One transformer call, as a control's `plan` sees it; its rows include those that references added.
+    """One transformer call, as a control's `plan` sees it; its rows include the guests'.
 
     `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as
-    (start, stop); each begins with the rows that were `added`: reference pictures, copies, opposed rows;
-    `conditional` says of each whether it carries the prompts. `rotary` says whether positions are rotations; then
-    `shifted(rows, columns)` gives the tables of the image tokens moved so far. `memory` lives as long as one run of the
-    pipeline; `perturbed` marks a guide's second pass.
+    (start, stop); each begins with the rows of the `guests`; `conditional` says of each whether it carries the prompts.
+    `bank` keeps what outlives a call; `perturbed` marks a guide's second pass; `words(text, picture)` gives the text
+    columns of words in the prompt of a picture.
     """
 
-    layout: TokenLayout
+    layout: Layout
     step: Step
     groups: tuple[tuple[int, int], ...]
     images_per_prompt: int
-    added: tuple[Added, ...]
+    guests: tuple[Guest, ...]
     conditional: tuple[bool, ...]
-    rotary: bool
+    edge: Edge
+    transformer: Any
+    arguments: Arguments
     device: torch.device
-    shifted: Callable[[int, int], Rotary]
-    memory: dict[Hashable, Any]
+    bank: Bank
+    words: Callable[[str, int], tuple[int, ...]]
     perturbed: bool = False
 
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+    @property
+    def rotary(self) -> bool:
+        """Whether positions are rotations of keys."""
+        return self.edge.positions == "rotary"
+
+    @property
+    def pictures(self) -> int:
+        """Rows of one half that are no guest's."""
+        start, stop = self.groups[0]
+        return stop - start - len(self.guests)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returned the first time in this run, so that steps neither rebuild nor copy it."""
-        key = (key, self.groups, self.layout)
-        if key not in self.memory:
-            self.memory[key] = make()
-        result: T = self.memory[key]
-        return result
+        return self.bank.once((key, self.groups, self.layout), make)
 
     def constant(self, value: float, unless: float) -> Tensor | None:
         """`value` as a 0-dim tensor on the device; None for the value that needs no arithmetic."""
+        import torch
+
         if value == unless:
             return None
         return self.once(("constant", value), lambda: torch.tensor(value, device=self.device))
 
-    def row_of(self, wanted: Added) -> int:
-        """The place of an added row within a group."""
-        data = (Placed, Opposed)
-        return next(i for i, one in enumerate(self.added) if one is wanted or (isinstance(one, data) and one == wanted))
+    def index(self, numbers: Any) -> Tensor:
+        """Integers as an index tensor on the device."""
+        return on(self.device)(numbers)
+
+    def rows(self, chosen: Sequence[int]) -> Rows:
+        """Rows of the batch by number, for a branch."""
+        from .branch import Rows
+
+        return Rows.chosen(chosen, self.groups[-1][1], on(self.device))
+
+    def row_of(self, guest: Guest) -> int:
+        """The place of a guest's row within a group."""
+        return next(i for i, one in enumerate(self.guests) if one.key == guest.key)
+
+    def image_positions(self) -> Tensor:
+        """The image tokens' positions [S_img, axes], for rotary models."""
+        return self.edge.image_positions(self.arguments)
+
+    def table(self, positions: Tensor) -> Rotary:
+        """Rotary tables of positions [n, axes], which may be fractions."""
+        return self.edge.table(self.transformer, positions)
 
 
-class Control(BaseModel, ABC):
+class Control(Description, ABC):
     """Base of all controls: data that can be stored in a recipe, and `plan`, which turns it into an effect.
 
-    `strength` 0 switches a control off, bit for bit.
+    `attnctrl.register` makes a subclass known by its `kind`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     kind: str
-    where: Where = Where()
-    strength: float = Field(1.0, ge=0.0)
+    where: Where = Field(Where(), description="blocks, heads and steps at which it acts")
+    strength: float = Field(1.0, ge=0.0, description="how much; 0 is off, bit for bit")
+
+    title: ClassVar[str] = ""
+    """Its name for people, in lists; the class's if empty."""
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "other"
+    """The list in which it stands."""
+    source: ClassVar[str] = ""
+    """Where the method was published."""
 
     @field_validator("where", mode="before")
     @classmethod
@@ -237,6 +155,8 @@ class Control(BaseModel, ABC):
 
     def gate(self, site: Site, heads: tuple[int, ...] | None, device: torch.device) -> Tensor | None:
         """How much each head of a chosen site is touched [H]; None: all of them, wholly."""
+        import torch
+
         if heads is None:
             return None
         return torch.tensor([float(h in heads) for h in range(site.heads)], device=device)
@@ -247,16 +167,22 @@ class Control(BaseModel, ABC):
         return False
 
     def references(self) -> Sequence[Reference]:
-        """Pictures that want a batch row of their own."""
+        """Pictures that it follows."""
         return ()
 
-    def placed(self, rotary: bool, images_per_prompt: int) -> Sequence[Placed]:
-        """Rows to stand elsewhere on models whose positions are not `rotary`."""
-        return ()
+    def guests(self, run: Run) -> Sequence[Guest]:
+        """Rows of their own that it wants in the batch: by default one for each picture."""
+        from .guests import PictureGuest
 
-    def opposed(self, pictures: int) -> Sequence[Opposed]:
-        """Rows with a prompt to turn away from, beside so many pictures."""
-        return ()
+        return [PictureGuest(reference) for reference in self.references()]
+
+    def moves(self, run: Run) -> Mapping[int, tuple[int, ...]]:
+        """Pictures' own rows that stand elsewhere where positions are additive: image grids an axis, by row."""
+        return {}
+
+    def view(self, call: Call) -> Tensor | None:
+        """The image tokens [n] or [B, n] that alone run through the blocks; None for all. The others predict zeros."""
+        return None
 
     def amend(self, prompt: str) -> str:
         """The prompt as the control wants it."""

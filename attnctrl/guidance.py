@@ -6,16 +6,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from .blocks import Blocks, Fed, Given, Recording, Skipped, Streams
+from .batch import narrowed, one_half, predicted, replaced
+from .blocks import Blocks, Keeping, Streams, split
 from .control import Call
 from .errors import ControlError, NoEffectWarning, OverGuidanceWarning
 from .guide import Combiner, Guide
+from .layout import Arguments
 from .statistics import widened
 
 NOTHING = 1e-6
@@ -39,6 +41,22 @@ class Pass:
         return self.blocks[0] - 1 if self.blocks[0] > 0 else None
 
 
+class Again(Protocol):
+    """What guidance needs of its session to run the transformer once more; in a `with` block it is a perturbed pass."""
+
+    def planned(self, one: Pass, arguments: Arguments) -> Call:
+        """The perturbed call, its effects on the board."""
+        ...
+
+    def scale(self, combiner: Combiner) -> float:
+        """Classifier-free guidance's g; ControlError where nobody says it."""
+        ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *fault: object) -> None: ...
+
+
 class Guidance:
     """What a session's guides and combiners do to the predictions of one run."""
 
@@ -55,7 +73,7 @@ class Guidance:
         """Whether a combiner has replaced the pipeline's guidance; None before it could."""
         self.seen: dict[int, Tensor] = {}
         self.growth: Tensor | None = None
-        self._recorders: dict[int, Recording] = {}
+        self._keeping: dict[int, Keeping] = {}
 
     @property
     def shares_prefix(self) -> bool:
@@ -68,23 +86,50 @@ class Guidance:
         config = getattr(self.transformer, "_cache_config", None)
         return None if config is None else type(config).__name__
 
-    def begin(self, acting: Sequence[Pass], first: bool) -> None:
-        """Before a pass: keep the results at which its perturbed passes start; a step's `first` forgets the last."""
-        self.acting = list(acting)
+    def begin(self, call: Call, acting: Sequence[Pass]) -> None:
+        """Before a call: keep the results at which its perturbed passes start; an evaluation's first forgets the
+        last."""
+        first = call.step.call == 0
+        self.acting = list(acting) if first and any(call.conditional) else []
         if first:
             self.delta = self.cond = self.moved = None
-        if acting and self.cache in ONE_FOR_ALL:
+        if self.acting and self.cache in ONE_FOR_ALL:
             raise ControlError(f"a perturbed pass would read the others' {self.cache[:-6]}; use FirstBlockCacheConfig")
         if self.shares_prefix:
-            starts = {one.before() for one in acting} - {None}
-            self._recorders = {i: Recording(self.blocks.own[i]) for i in sorted(s for s in starts if s is not None)}
-            self.blocks.exchange(self._recorders)
+            starts = {start for one in self.acting if (start := one.before()) is not None}
+            self._keeping = {i: self.blocks.keeping(i) for i in sorted(starts)}
+            self.blocks.exchange(self._keeping)
+
+    def after(self, call: Call, arguments: Arguments, output: Any, again: Again) -> Any:
+        """What the pipeline gets to see of a call: guests dropped, perturbed passes run, the sum of this evaluation
+        added."""
+        halves = len(call.groups)
+        output = narrowed(output, len(call.guests), halves)
+        kept, rows = self.end(), predicted(output)
+        half = call.conditional.index(True) if any(call.conditional) else -1
+        for one in self.acting:
+            streams = {i: split(value, halves, half) for i, value in kept.items()}
+            part = one_half(call.edge.batched, arguments, half, halves)
+            with self.around(one, again.planned(one, part), streams), self.cached(one), again:
+                perturbed = predicted(narrowed(self.transformer(**part), len(call.guests), 1))
+            self.add(one, rows.chunk(halves)[half], perturbed)
+        self.watch(rows.chunk(halves)[half])
+        return replaced(output, self.guided(self._combined(call, arguments, rows, again)))
+
+    def _combined(self, call: Call, arguments: Arguments, rows: Tensor, again: Again) -> Tensor:
+        """The predictions with a combiner's guidance in the place of the pipeline's own."""
+        for combiner in self.combiners:
+            if combiner.where.acts_at(call.step):
+                latents = narrowed((arguments[call.edge.batched.latents],), len(call.guests), len(call.groups))[0]
+                latents = latents[tuple(slice(0, size) for size in rows.shape)]
+                rows = self.combined(combiner, call, rows, latents, again.scale(combiner))
+        return rows
 
     def end(self) -> dict[int, Streams]:
         """After the first pass: the blocks are the model's own again; what was kept, by block."""
         self.blocks.restore()
-        kept = {i: one.streams for i, one in self._recorders.items() if one.streams is not None}
-        self._recorders = {}
+        kept = {i: one.streams for i, one in self._keeping.items() if one.streams is not None}
+        self._keeping = {}
         return kept
 
     def forget(self) -> None:
@@ -97,15 +142,14 @@ class Guidance:
         others: dict[int, nn.Module] = {}
         start = one.before()
         if start is not None and start in kept:
-            others |= {i: Skipped(self.blocks.own[i]) for i in range(start)}
-            others[start] = Given(self.blocks.own[start], kept[start])
+            others |= {i: self.blocks.skipped(i) for i in range(start)}
+            others[start] = self.blocks.given(start, kept[start])
         for i in one.blocks:
             change = one.guide.change(call, i)
             if change == "skip":
                 self._may_skip(one.guide, i)
             if change is not None:
-                own = self.blocks.own[i]
-                others[i] = Skipped(own) if change == "skip" else Fed(own, change)
+                others[i] = self.blocks.skipped(i) if change == "skip" else self.blocks.fed(i, change)
         return self.blocks.exchanged(others)
 
     def _may_skip(self, guide: Guide, block: int) -> None:
@@ -135,8 +179,8 @@ class Guidance:
     def combined(self, combiner: Combiner, call: Call, rows: Tensor, latents: Tensor, scale: float) -> Tensor:
         """A prediction such that the pipeline's own formula gives the combiner's result."""
         if len(call.groups) == 2:
-            both = both_halves(combiner, call, rows, latents, scale)
-            self.moved, self.replaced = both.chunk(2)[1] - rows.chunk(2)[1], True
+            both, half = both_halves(combiner, call, rows, latents, scale), call.conditional.index(True)
+            self.moved, self.replaced = both.chunk(2)[half] - rows.chunk(2)[half], True
             return both
         if call.conditional == (False,) and self.cond is not None and scale != 1:
             self.replaced = True
@@ -175,10 +219,12 @@ class Guidance:
 
 
 def both_halves(combiner: Combiner, call: Call, rows: Tensor, latents: Tensor, scale: float) -> Tensor:
-    """[uncond; cond] such that uncond + g (cond - uncond) is the combiner's result; g is not 0."""
-    uncond, cond = rows.chunk(2)
-    wanted = combiner.combine(call, cond, uncond, latents.chunk(2)[1], scale)
-    return torch.cat([uncond, uncond + (wanted - uncond) / scale])
+    """Both halves such that uncond + g (cond - uncond) is the combiner's result; g is not 0."""
+    half = call.conditional.index(True)
+    cond, uncond = rows.chunk(2)[half], rows.chunk(2)[1 - half]
+    wanted = combiner.combine(call, cond, uncond, latents.chunk(2)[half], scale)
+    halves = [uncond, uncond + (wanted - uncond) / scale]
+    return torch.cat(halves if half == 1 else halves[::-1])
 
 
 def second_pass(combiner: Combiner, call: Call, cond: Tensor, uncond: Tensor, latents: Tensor, scale: float) -> Tensor:

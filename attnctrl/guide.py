@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from .control import Call, Control, Effect
+from .control import Call, Control
+from .effect import Effect
 
-Change = Literal["skip"] | Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Change = Literal["skip"] | Callable[["Tensor"], "Tensor"]
 """What a guide does to a whole block: leave it out, or feed it another image stream [B, S_img, C]."""
 
 
@@ -19,12 +22,13 @@ class Guide(Control):
     """A control that worsens a second pass of the conditional rows, so that the first is pushed away from it.
 
     w (v_cond - v_perturbed) is added to every row, so that a pipeline's own classifier-free guidance gives
-    v_uncond + g (v_cond - v_uncond) + w (v_cond - v_perturbed). `strength` is w; 0 is off, bit for bit; -1 shows the
-    perturbed prediction itself (where the pipeline's own guidance is off). The pass starts at the lowest block that it
-    changes.
+    v_uncond + g (v_cond - v_uncond) + w (v_cond - v_perturbed). `strength` is w; -1 shows the perturbed prediction
+    itself where the pipeline's own guidance is off. The pass starts at the lowest block that it changes.
     """
 
-    strength: float = Field(3.0, ge=-1.0, allow_inf_nan=False)
+    strength: float = Field(3.0, ge=-1.0, description="w, the weight of (plain - perturbed); 0 is off, bit for bit")
+
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "guidance"
 
     def change(self, call: Call, block: int) -> Change | None:
         """What it does to a chosen block."""
@@ -36,15 +40,14 @@ class Guide(Control):
 
 
 class Combiner(Control):
-    """A control that replaces classifier-free guidance's combination of two predictions.
+    """A control that replaces classifier-free guidance's combination of two predictions."""
 
-    `guidance_scale` is g where a pipeline does not keep it (FLUX's `true_cfg_scale`); controlled pipelines say it
-    themselves.
-    """
-
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "guidance"
     attends: ClassVar[bool] = False
     claims: ClassVar[frozenset[str]] = frozenset({"classifier-free guidance"})
-    guidance_scale: float | None = None
+    guidance_scale: float | None = Field(
+        None, ge=0.0, description="g where a pipeline does not keep it (FLUX's true_cfg_scale) and does not say it"
+    )
 
     def plan(self, call: Call) -> Effect:
         """Nothing within attention."""

@@ -1,11 +1,21 @@
-"""Where things are in a joint attention call: segments of tokens, rows of the batch, attention sites."""
+"""Where things are in one attention call: segments of tokens, the image's grid, attention sites, the time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Kind = Literal["text", "pad", "image", "condition"]
+KINDS: frozenset[Kind] = frozenset(("text", "pad", "image", "condition"))
+Rotary = tuple["Tensor", "Tensor"] | None
+"""(cos, sin) [S, D], or [T, S, D] with a table for each row; None where positions are in the tokens."""
+Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -14,7 +24,8 @@ class Site:
 
     `index` counts blocks over the whole model (FLUX.1: 0..56), `local` within its stream (double 0..18,
     single 0..37; SD3.5's second attention is the stream `dual` of the same block); `heads` is the number of attention
-    heads, `groups` are other names under which it is chosen (`late`, `vital`).
+    heads, `groups` are other names under which it is chosen (`late`, `vital`), `sees` the kinds of tokens that stand in
+    its sequence, `model` the name of its transformer where a pipeline has several.
     """
 
     index: int
@@ -23,44 +34,116 @@ class Site:
     heads: int
     module: nn.Module
     groups: frozenset[str] = frozenset()
+    sees: frozenset[Kind] = KINDS
+    model: str = ""
 
     @property
     def label(self) -> str:
         """Global number with the stream's own beside it, as users see it: `L19 (single 0)`."""
-        return f"L{self.index} ({self.stream} {self.local})"
+        return f"{self.model and self.model + ' '}L{self.index} ({self.stream} {self.local})"
 
 
 @dataclass(frozen=True)
-class TokenLayout:
-    """The tokens of one call: half-open ranges of the joint sequence, and the image's grid.
+class Segment:
+    """Tokens start .. stop of the joint sequence; `number` counts the condition images."""
 
-    `text` and `image` are (start, stop); `condition` is the range of condition images (Kontext), or None.
-    `grid` is (rows, columns) of image tokens.
+    kind: Kind
+    start: int
+    stop: int
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of one call at one site: segments in their order, and the image's grid.
+
+    `grid` counts image tokens an axis: (rows, columns), or (frames, rows, columns). `text_lengths`: how much of the
+    text
+    is real in each row; None where the call does not say. `shown`: how many image tokens a view leaves; None for all.
+    `image`, `text` are (start, stop), (0, 0) at a site that sees none.
     """
 
-    text: tuple[int, int]
-    image: tuple[int, int]
-    grid: tuple[int, int]
-    condition: tuple[int, int] | None = None
+    segments: tuple[Segment, ...]
+    grid: tuple[int, ...]
+    text_lengths: tuple[int, ...] | None = None
+    shown: int | None = None
+    image: tuple[int, int] = field(init=False, compare=False)
+    text: tuple[int, int] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for kind in ("image", "text"):
+            object.__setattr__(self, kind, self.span(kind))
+
+    @classmethod
+    def of(cls, lengths: Sequence[tuple[Kind, int]], grid: tuple[int, ...], **more: Any) -> Layout:
+        """The layout of so many tokens of each kind, in that order; kinds without a token are left out."""
+        segments: list[Segment] = []
+        for kind, length in lengths:
+            if length:
+                start = segments[-1].stop if segments else 0
+                number = sum(one.kind == kind for one in segments)
+                segments.append(Segment(kind, start, start + length, number))
+        return cls(tuple(segments), grid, **more)
+
+    def segment(self, kind: Kind, number: int = 0) -> Segment | None:
+        """The first segment of a kind, or its `number`-th; None where there is none."""
+        return next((one for one in self.segments if (one.kind, one.number) == (kind, number)), None)
+
+    def span(self, kind: Kind, number: int = 0) -> tuple[int, int]:
+        """(start, stop) of a segment; (0, 0) where there is none."""
+        found = self.segment(kind, number)
+        return (found.start, found.stop) if found else (0, 0)
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return self.segments[-1].stop
+
+    @property
+    def size(self) -> int:
+        """Image tokens of the whole grid."""
+        return prod(self.grid)
+
+    def seen(self, kinds: frozenset[Kind]) -> Layout:
+        """The layout of a site that sees only some kinds of tokens."""
+        if kinds >= {one.kind for one in self.segments}:
+            return self
+        lengths = tuple((one.kind, one.stop - one.start) for one in self.segments if one.kind in kinds)
+        return Layout.of(lengths, self.grid, text_lengths=self.text_lengths, shown=self.shown)
+
+    def viewed(self, shown: int) -> Layout:
+        """The same with only so many image tokens."""
+        lengths = tuple((one.kind, shown if one.kind == "image" else one.stop - one.start) for one in self.segments)
+        return Layout.of(lengths, self.grid, text_lengths=self.text_lengths, shown=shown)
+
+    def part(self, x: Tensor, kind: Kind) -> Tensor:
+        """The tokens of one kind in `x` [B, S, ...] (a view); none where the site sees none."""
+        start, stop = self.image if kind == "image" else self.text if kind == "text" else self.span(kind)
+        return x[:, start:stop]
+
+    def with_part(self, x: Tensor, kind: Kind, part: Tensor) -> Tensor:
+        """`x` [B, S, ...] with other tokens in the place of one kind."""
+        import torch
+
+        start, stop = self.image if kind == "image" else self.text if kind == "text" else self.span(kind)
+        pieces = [piece for piece in (x[:, :start], part, x[:, stop:]) if piece.shape[1]]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def image_of(self, x: Tensor) -> Tensor:
         """The image tokens of `x` [B, S, H, D] -> [B, S_img, H, D] (a view)."""
-        return x[:, self.image[0] : self.image[1]]
+        return self.part(x, "image")
 
+    def with_image(self, x: Tensor, image: Tensor) -> Tensor:
+        """`x` with other image tokens."""
+        return self.with_part(x, "image", image)
 
-@dataclass(frozen=True)
-class RowPlan:
-    """Which batch rows read which: row `targets[i]` reads rows `sources[i]` and takes after row `leaders[i]`.
+    def text_of(self, x: Tensor) -> Tensor:
+        """The text tokens of `x` [B, S, H, D] (a view)."""
+        return self.part(x, "text")
 
-    `rest` read only themselves. `targets`, `leaders` [T], `sources` [T, R] and `rest` [B - T] are int64 on the compute
-    device; `order` [B] puts cat([rest, targets]) back into batch order.
-    """
-
-    targets: Tensor
-    sources: Tensor
-    leaders: Tensor
-    rest: Tensor
-    order: Tensor
+    def with_text(self, x: Tensor, text: Tensor) -> Tensor:
+        """`x` with other text tokens."""
+        return self.with_part(x, "text", text)
 
 
 @dataclass(frozen=True)
@@ -68,13 +151,15 @@ class Step:
     """The clock of one transformer call.
 
     `index` counts solver steps from 0 within this run of `count` steps, `sigma` [] is the noise level in
-    [0, 1], `call` counts the transformer calls within the step (FLUX with true CFG: 0 conditional, 1 not).
+    [0, 1], `evaluation` counts a step's evaluations of the velocity (Heun, midpoint: 0 and 1), `call` the transformer
+    calls within one evaluation (FLUX with true CFG: 0 conditional, 1 not).
     """
 
     index: int
     count: int
     sigma: Tensor
-    call: int
+    call: int = 0
+    evaluation: int = 0
 
 
 VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
@@ -91,4 +176,8 @@ def groups_of(index: int, blocks: int, late: bool) -> frozenset[str]:
     return frozenset(name for name, holds in {"late": late, "middle": middle, "vital": vital}.items() if holds)
 
 
-Arguments = dict[str, Any]
+def on(device: torch.device) -> Callable[[Any], Tensor]:
+    """A function that makes int64 index tensors on a device."""
+    import torch
+
+    return lambda numbers: torch.as_tensor(numbers, dtype=torch.int64, device=device)

@@ -22,6 +22,8 @@ def read_picture(source: Any) -> Image.Image:
 
     Raises ControlError for a file that is missing or no picture, and for one under 8 px or narrower than 1:8.
     """
+    if not isinstance(source, (str, Path, Image.Image)):
+        raise ControlError(f"a {type(source).__name__} is no picture; give a path or a PIL image")
     name = "the picture" if isinstance(source, Image.Image) or str(source).startswith(DATA_URI) else str(source)
     try:
         if isinstance(source, Image.Image):

@@ -1,289 +1,270 @@
-"""One session: the lifetime of attached controls, their clock, their extra rows, and their removal."""
+"""One session: the lifetime of attached controls, their clock, their guests' rows, and their removal."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .architecture import Architecture
-from .blocks import Blocks, Streams
-from .clock import Clock
-from .control import Added, Call, Control, Effect, Placed, Rotary
-from .errors import ConflictError, ControlError, NoEffectWarning
-from .guidance import Guidance, Pass
+from .bank import Bank
+from .batch import narrowed, rows_in, widened
+from .board import CallState, Placed
+from .clock import CallerClock, Clock, SchedulerClock, SessionLock
+from .control import Call, Control, Run
+from .errors import ControlError, NoEffectWarning
+from .guests import Guest, GuestRow
+from .guidance import Pass
 from .guide import Combiner, Guide
-from .layout import Arguments, Site, Step, TokenLayout
-from .rows import AddedRow, CopyRow, OpposedRow, narrowed, one_half, predicted, replaced, widened
-from .where import Where
-
-
-@dataclass(frozen=True)
-class CallState:
-    """What processors read: the layout and, by position of the control, its effect (None: not at this step)."""
-
-    layout: TokenLayout
-    effects: tuple[Effect | None, ...]
+from .host import BareHost, Host
+from .layout import Arguments, Layout, Site, Step
+from .station import Station
+from .view import shown_tokens
+from .words import Prompts
 
 
 class Session:
-    """Controls installed on one pipeline. Made by `attached`; everything that changes during a run is here."""
+    """Controls installed on one pipeline. Made by `attached`; everything that changes during a run is here.
+
+    prompts: what the rows say, for controls that name words. guidance_scale: g where the pipeline does not keep it.
+    """
 
     def __init__(
         self,
-        pipe: Any,
-        architecture: Architecture,
+        host: Host,
         controls: Sequence[Control],
+        lock: SessionLock,
         images_per_prompt: int = 1,
         guidance_scale: float | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
-        self.pipe, self.architecture, self.controls = pipe, architecture, tuple(controls)
+        self.host, self.controls, self.prompts = host, tuple(controls), prompts
         self.images_per_prompt, self.guidance_scale = images_per_prompt, guidance_scale
-        self.transformer: nn.Module = pipe.transformer
-        self.sites = architecture.sites(self.transformer)
-        self.selected = [control.where.select(self.sites) for control in self.controls]
-        for control, selected in zip(self.controls, self.selected, strict=True):
-            if not selected:
-                raise ControlError(f"{control.kind} selects no block or head: {_said(control.where)}")
-        _refuse_conflicts(self.controls, self.selected, self.sites)
-        self.call: CallState | None = None
-        self.placed: tuple[tuple[int, tuple[int, int]], ...] = ()
-        """Rows of the present call and how many tokens (rows, columns) they stand away, for additive positions."""
+        self.bank = Bank()
+        several = len(host.transformers) > 1
+        self.stations = [
+            Station(name if several else "", transformer, host.edge, self.controls)
+            for name, transformer in host.transformers.items()
+        ]
+        for position, control in enumerate(self.controls):
+            if not any(station.selected[position] for station in self.stations):
+                where = f"blocks={control.where.blocks!r}, heads={control.where.heads!r}"
+                raise ControlError(f"{control.kind} selects no block or head: {where}")
         self.acted = [0] * len(self.controls)
         self.calls = 0
-        self._clock = Clock(pipe)
-        self._rows: list[AddedRow] = []
-        self._added: tuple[Added, ...] = ()
-        self._moved: tuple[Placed, ...] = ()
-        self._guidance = self._guides()
+        self._lock = lock
+        self._clock: Clock = CallerClock() if isinstance(host, BareHost) else SchedulerClock(host.pipe.scheduler)
+        self._guests: tuple[Guest, ...] = ()
+        self._rows: list[GuestRow] = []
+        self._moves: dict[int, tuple[int, ...]] = {}
         self._now: Call | None = None
-        self._perturbing = False
-        self._memory: dict[Hashable, Any] = {}
-        self._stock: dict[int, Any] = {}
-        self._hooks: list[Any] = []
+        self._perturbing: Station | None = None
         self._untaken: list[str] = []
+        self._replaced: list[str] = []
 
     def install(self) -> None:
-        """Replace the processors of the selected sites and hook the transformer."""
-        device = _device(self.pipe)
-        processors = {}
-        for place, site in enumerate(self.sites):
-            gates = []
-            for position, selected in enumerate(self.selected):
-                if place in selected and self.controls[position].attends:
-                    gates.append((position, self.controls[position].gate(site, selected[place], device)))
-            if gates:
-                processors[place] = self.architecture.processor(site, self, tuple(gates))
-        for place, processor in processors.items():
-            self._stock[place] = self.sites[place].module.processor
-            self.sites[place].module.processor = processor
-        register = self.transformer.register_forward_pre_hook
-        self._hooks = [
-            register(self._before, with_kwargs=True),
-            self.transformer.register_forward_hook(self._after, with_kwargs=True),
-            *self.architecture.position_hooks(self.transformer, self),
-        ]
+        """Replace the processors of the selected sites and hook the transformers."""
+        for station in self.stations:
+            station.install(self.host.device, self._before, self._after)
+
+    def at(self, step: int, *, of: int, sigma: Tensor | float, conditional: bool | tuple[bool, ...] = True) -> None:
+        """Set the clock for the next transformer calls, in a loop of one's own; the scheduler is not asked any more.
+
+        step: from 0 within a run `of` so many; an earlier one than the last begins a run. sigma: the noise level in
+        [0, 1].
+        Every call at a step is an evaluation of it, which guides act in. conditional: whether the call carries the
+        prompts, or for each half of its batch; one that does not (a negative pass) belongs to the evaluation before.
+        """
+        if not isinstance(self._clock, CallerClock):
+            self._clock = CallerClock()
+        self._clock.at(step, of, sigma, conditional)
+
+    def sites_of(self, control: Control) -> list[Site]:
+        """The attention sites that one of the session's controls chose."""
+        position = next(i for i, one in enumerate(self.controls) if one is control)
+        return [station.sites[place] for station in self.stations for place in station.selected[position]]
 
     def recorded(self, control: Control) -> Any:
         """What one of the session's controls recorded in the last run, handed over once; ControlError for nothing."""
-        found = self._memory.pop(("recording", id(control)), None)
+        found = self.bank.take(control, "recording")
         if found is None:
             raise ControlError(f"{control.kind} recorded nothing: none of the steps {control.where.steps!r} came up")
         return found
 
     def remove(self) -> None:
         """Put the very processors back and drop everything that the run has stored."""
-        self._untaken = [one.kind for one in self.controls if ("recording", id(one)) in self._memory]
-        for hook in self._hooks:
-            hook.remove()
-        for place, stock in self._stock.items():
-            self.sites[place].module.processor = stock
-        if self._guidance:
-            self._guidance.forget()
-        self._hooks, self._stock, self._rows, self._memory, self.call, self.placed = [], {}, [], {}, None, ()
-        self._now = None
+        self._untaken = [one.kind for one in self.controls if self.bank.get(one, "recording") is not None]
+        self._replaced = [label for station in self.stations for label in station.remove()]
+        self.bank.clear()
+        self._rows, self._now = [], None
 
     def warn(self) -> None:
         """Say which controls never acted although the transformer ran, and which guidance has no effect or too much."""
+        if self._replaced:
+            text = f"attention processors were replaced while controls were attached ({self._replaced[0]} ..): the "
+            warnings.warn(
+                f"{text}model has its own from before again; set others outside", NoEffectWarning, stacklevel=4
+            )
         for kind in self._untaken:
             text = f"what {kind} recorded was not taken and is lost: use attnctrl.observe or session.recorded(control)"
             warnings.warn(text, NoEffectWarning, stacklevel=4)
-        if self._guidance:
-            self._guidance.warn()
+        for station in self.stations:
+            if station.guidance:
+                station.guidance.warn()
         for control, acted in zip(self.controls, self.acted, strict=True):
             if self.calls and not acted and not control.off:
                 text = f"{control.kind} never acted: none of the steps {control.where.steps!r} came up"
                 warnings.warn(text, NoEffectWarning, stacklevel=4)
 
     def __repr__(self) -> str:
-        lines = [f"Session on {type(self.pipe).__name__} ({self.architecture.name})"]
-        for control, selected in zip(self.controls, self.selected, strict=True):
-            labels = [self.sites[place].label for place in selected]
-            lines.append(f"  {control.kind}: {len(labels)} of {len(self.sites)} blocks, {labels[0]} .. {labels[-1]}")
+        lines = [f"Session on {type(self.host.pipe).__name__} ({self.host.edge.name})"]
+        for position, control in enumerate(self.controls):
+            lines += [f"  {control.kind}: {station.said(position)}" for station in self.stations]
         return "\n".join(lines)
 
-    def _guides(self) -> Guidance | None:
-        passes, combiners = [], []
-        for position, (control, selected) in enumerate(zip(self.controls, self.selected, strict=True)):
-            if isinstance(control, Guide) and not control.off:
-                passes.append(Pass(position, control, tuple(sorted({self.sites[place].index for place in selected}))))
-            if isinstance(control, Combiner) and not control.off:
-                combiners.append(control)
-        blocks = Blocks(self.architecture.blocks(self.transformer))
-        return Guidance(self.transformer, blocks, passes, combiners) if passes or combiners else None
-
-    def _before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Arguments
-    ) -> tuple[tuple[()], Arguments] | None:
-        if self._perturbing:
+    def _before(self, station: Station, args: tuple[Any, ...], kwargs: Arguments) -> tuple[tuple[()], Arguments] | None:
+        if station.board.foreign():
+            self._wait(station)
+            return None
+        if self._perturbing is station:
             return None
         if args:
             raise ControlError("call the transformer with keyword arguments while controls are attached")
-        started, step = self._clock.tick(kwargs)
-        layout = self.architecture.layout(self.transformer, kwargs)
-        conditional = self.architecture.conditional(self.pipe, kwargs, step.call)
-        if started:
-            self._start(kwargs, layout, len(conditional))
+        edge = self.host.edge
+        moment = self._clock.tick(kwargs[edge.batched.latents], self.host.continues(kwargs))
+        step, layout = moment.step, edge.layout(station.transformer, kwargs)
+        conditional = moment.conditional or self.host.conditional(kwargs, step.call)
+        if moment.begins:
+            self._start(kwargs, layout, len(conditional), step)
         if self._rows:
-            kwargs = widened(kwargs, self._rows, step.sigma, conditional, kwargs["hidden_states"].shape[0])
+            kwargs = widened(edge.batched, kwargs, self._rows, step, conditional)
         self.calls += 1
-        self._now = call = self._describe(layout, step, kwargs, conditional)
+        self._now = call = self._describe(station, layout, step, kwargs, conditional)
+        shown = self._view(call)
+        if shown is not None:
+            kwargs = edge.viewed(kwargs, layout, shown)
+            self._now = call = replace(call, layout=layout.viewed(shown.shape[-1]), arguments=kwargs)
         for position, control in enumerate(self.controls):
             if not control.off:
                 control.check(call)
             self.acted[position] += self._acts(control, step)
-        self._plan(call)
-        if self._guidance:
-            acting = [one for one in self._guidance.passes if self._acts(one.guide, step)]
-            self._guidance.begin(acting if step.call == 0 and any(conditional) else [], step.call == 0)
+        self._plan(station, call, shown)
+        if station.guidance:
+            station.guidance.begin(call, [one for one in station.guidance.passes if self._acts(one.guide, step)])
         return (), kwargs
+
+    def _after(self, station: Station, kwargs: Arguments, output: Any) -> Any:
+        if station.board.foreign() or self._perturbing is station or self._now is None:
+            return None
+        call = self._now
+        if station.guidance:
+            return station.guidance.after(call, kwargs, output, _Again(self, station, call))
+        return narrowed(output, len(self._rows), len(call.groups))
 
     def _acts(self, control: Control, step: Step) -> bool:
         return not control.off and control.where.acts_at(step)
 
-    def _plan(self, call: Call, perturbing: Pass | None = None) -> None:
+    def _plan(self, station: Station, call: Call, shown: Tensor | None, perturbing: Pass | None = None) -> None:
         """What processors read in a pass: everything that acts at this step, of the guides only the pass's own."""
-        self.placed = self._places(call)
-        self.call = CallState(
-            call.layout,
-            tuple(
-                control.plan(call)
-                if self._acts(control, call.step)
-                and (not isinstance(control, Guide) or (perturbing and perturbing.position == position))
-                else None
-                for position, control in enumerate(self.controls)
-            ),
+        effects = tuple(
+            control.plan(call)
+            if self._acts(control, call.step)
+            and (not isinstance(control, Guide) or (perturbing and perturbing.position == position))
+            else None
+            for position, control in enumerate(self.controls)
+        )
+        station.board.state = CallState(call.layout, effects, self._places(call), shown)
+
+    def _start(self, arguments: Arguments, layout: Layout, halves: int, step: Step) -> None:
+        """A new run: ask the controls for the rows that they want, and make them."""
+        edge, on = self.host.edge, [control for control in self.controls if not control.off]
+        pictures = rows_in(edge.batched, arguments) // halves
+        run = Run(pictures, self.images_per_prompt, edge.positions == "rotary", edge)
+        wanted = {guest.key: guest for control in on for guest in control.guests(run)}
+        self._guests, self._moves = tuple(wanted.values()), {}
+        for control in on:
+            self._moves |= control.moves(run)
+        self.bank.clear()
+        self._rows = [guest.enter(self.host, arguments, layout) for guest in self._guests]
+        for station in self.stations:
+            station.refuse_meeting([replace(step, index=i) for i in range(step.count)])
+
+    def _places(self, call: Call) -> Placed:
+        """Rows that stand away, and by how many tokens an axis."""
+        stands = {i: guest.shift for i, guest in enumerate(call.guests) if guest.shift}
+        stands |= {len(call.guests) + row: shift for row, shift in self._moves.items()}
+        grid = call.layout.grid
+        return tuple(
+            (start + row, tuple(n * size for n, size in zip(shift, grid, strict=True)))
+            for start, _ in call.groups
+            for row, shift in stands.items()
         )
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Arguments, output: Any) -> Any:
-        if self._perturbing or self._now is None:
-            return None
-        call = self._now
-        output = narrowed(output, len(self._rows), len(call.groups)) if self._rows else output
-        if self._guidance is None:
-            return output
-        kept = self._guidance.end()
-        rows = predicted(output)
-        for one in self._guidance.acting:
-            half = call.conditional.index(True)
-            self._guidance.add(one, rows.chunk(len(call.groups))[half], self._perturbed(one, call, kwargs, half, kept))
-        self._guidance.watch(rows.chunk(len(call.groups))[-1])
-        return replaced(output, self._guidance.guided(self._combined(call, kwargs, rows)))
+    def _view(self, call: Call) -> Tensor | None:
+        """The tokens that a control's view leaves; ControlError for two views."""
+        acting = [control for control in self.controls if self._acts(control, call.step)]
+        views = {one.kind: shown for one in acting if (shown := one.view(call)) is not None}
+        if len(views) > 1:
+            raise ControlError(f"{' and '.join(views)} both choose which tokens run; use one of them")
+        return shown_tokens(next(iter(views.values())), call.groups[-1][1], call.layout.size) if views else None
 
-    def _perturbed(self, one: Pass, call: Call, arguments: Arguments, half: int, kept: dict[int, Streams]) -> Tensor:
-        """The prediction of the conditional rows in a pass that the guide worsens."""
-        assert self._guidance
-        halves = len(call.groups)
-        part = one_half(arguments, half, halves, arguments["hidden_states"].shape[0])
-        streams = {
-            i: (None if text is None else text.chunk(halves)[half], image.chunk(halves)[half])
-            for i, (text, image) in kept.items()
-        }
-        again = replace(self._describe(call.layout, call.step, part, (True,)), perturbed=True)
-        self._plan(again, one)
-        self._perturbing = True
-        try:
-            with self._guidance.around(one, again, streams), self._guidance.cached(one):
-                output = self.transformer(**part)
-        finally:
-            self._perturbing = False
-        return predicted(narrowed(output, len(self._rows), 1))
-
-    def _combined(self, call: Call, arguments: Arguments, rows: Tensor) -> Tensor:
-        """The predictions with a combiner's guidance in the place of the pipeline's own."""
-        assert self._guidance
-        for combiner in self._guidance.combiners:
-            if not self._acts(combiner, call.step):
-                continue
-            scale = self.architecture.guidance_scale(self.pipe) or self.guidance_scale or combiner.guidance_scale
-            latents = narrowed((arguments["hidden_states"],), len(self._rows), len(call.groups))[0]
-            latents = latents[tuple(slice(0, size) for size in rows.shape)]
-            if scale is None:
-                raise ControlError(
-                    f"{combiner.kind} must know the guidance: give it guidance_scale, the true_cfg_scale"
-                )
-            rows = self._guidance.combined(combiner, call, rows, latents, scale)
-        return rows
-
-    def _start(self, arguments: Arguments, layout: TokenLayout, halves: int) -> None:
-        """A new run: ask the controls for the rows that they want, and make them."""
-        on = [control for control in self.controls if not control.off]
-        pictures = {id(one): one for control in on for one in control.references()}
-        rotary, images = self.architecture.rotary, self.images_per_prompt
-        placed = [one for control in on for one in control.placed(rotary, images)]
-        self._moved = tuple(one for i, one in enumerate(placed) if one not in placed[:i])
-        against = [one for control in on for one in control.opposed(arguments["hidden_states"].shape[0] // halves)]
-        self._added = (*pictures.values(), *(one for one in self._moved if one.copy), *against)
-        make, said = self.architecture.picture_row, self.architecture.encoded_prompt
-        self._rows = [make(self.pipe, picture, arguments, layout) for picture in pictures.values()]
-        self._rows += [CopyRow(one.of) for one in self._moved if one.copy and isinstance(one.of, int)]
-        texts = {one.prompt: said(self.pipe, one.prompt, arguments)[0] for one in against}
-        self._rows += [OpposedRow(one.of, texts[one.prompt]) for one in against]
-        self._memory = {}
-
-    def _places(self, call: Call) -> tuple[tuple[int, tuple[int, int]], ...]:
-        rows, columns = call.layout.grid
-        places = []
-        for start, _ in call.groups:
-            for one in self._moved:
-                added = call.row_of(one) if one.copy else None if isinstance(one.of, int) else call.row_of(one.of)
-                row = len(call.added) + one.of if added is None and isinstance(one.of, int) else added
-                assert row is not None
-                places.append((start + row, (one.shift[0] * rows, one.shift[1] * columns)))
-        return tuple(places)
-
-    def _describe(self, layout: TokenLayout, step: Step, arguments: Arguments, conditional: tuple[bool, ...]) -> Call:
-        batch, halves = arguments["hidden_states"].shape[0], len(conditional)
+    def _describe(
+        self, station: Station, layout: Layout, step: Step, arguments: Arguments, conditional: tuple[bool, ...]
+    ) -> Call:
+        batched = self.host.edge.batched
+        batch, halves = rows_in(batched, arguments), len(conditional)
         groups = tuple((batch * i // halves, batch * (i + 1) // halves) for i in range(halves))
+        return Call(
+            layout, step, groups, self.images_per_prompt, self._guests, conditional, self.host.edge,
+            station.transformer, arguments, arguments[batched.latents][0].device, self.bank, self._words,
+        )  # fmt: skip
 
-        def shifted(rows: int, columns: int) -> Rotary:
-            return self.architecture.shifted(self.transformer, arguments, rows, columns)
+    def _words(self, text: str, picture: int) -> tuple[int, ...]:
+        """Text columns of words in a picture's prompt."""
+        if self.prompts is None:
+            raise ControlError(
+                f"nobody says what the prompts are, so {text!r} cannot be found; attach with prompts=[...]"
+            )
+        return self.prompts.columns(self.host, text, picture // self.images_per_prompt)
 
-        device = arguments["hidden_states"].device
-        rotary, added, images = self.architecture.rotary, self._added, self.images_per_prompt
-        return Call(layout, step, groups, images, added, conditional, rotary, device, shifted, self._memory)
+    def _wait(self, station: Station) -> None:
+        """Another thread's plain call: it waits until the session has ended, and keeps the next one out while it
+        runs."""
+        self._lock.wait()
+        hooks: list[Any] = []
+
+        def done(*unused: Any) -> None:
+            hooks.pop().remove()
+            self._lock.release()
+
+        hooks.append(station.transformer.register_forward_hook(done, always_call=True))
 
 
-def _device(pipe: Any) -> Any:
-    """Where the transformer runs, which under offloading is not where its weights lie."""
-    own = next(pipe.transformer.parameters()).device
-    return own if own.type not in ("cpu", "meta") else getattr(pipe, "_execution_device", own)
+class _Again:
+    """A perturbed pass of a session's call on one station."""
 
+    def __init__(self, session: Session, station: Station, call: Call) -> None:
+        self.session, self.station, self.call = session, station, call
 
-def _said(where: Where) -> str:
-    return f"blocks={where.blocks!r}, heads={where.heads!r}"
+    def planned(self, one: Pass, arguments: Arguments) -> Call:
+        """The call of the conditional rows alone, the guide's effect on the board."""
+        call, session, board = self.call, self.session, self.station.board
+        shown = None if board.state is None else board.state.shown
+        again = replace(session._describe(self.station, call.layout, call.step, arguments, (True,)), perturbed=True)
+        session._plan(self.station, again, shown, one)
+        return again
 
+    def scale(self, combiner: Combiner) -> float:
+        """Guidance's g, from whoever says it."""
+        found = self.session.host.guidance_scale or self.session.guidance_scale or combiner.guidance_scale
+        if found is None:
+            raise ControlError(f"{combiner.kind} must know the guidance: give it guidance_scale, the true_cfg_scale")
+        return found
 
-def _refuse_conflicts(controls: Sequence[Control], selected: Sequence[dict[int, Any]], sites: Sequence[Site]) -> None:
-    for j, second in enumerate(controls):
-        for i, first in enumerate(controls[:j]):
-            both = first.claimed & second.claimed if not (first.off or second.off) else frozenset()
-            blocks = sorted(selected[i].keys() & selected[j].keys())
-            if both and blocks and first.where.may_meet(second.where):
-                raise ConflictError(
-                    f"{first.kind} and {second.kind} both set {' and '.join(sorted(both))} in {len(blocks)} blocks "
-                    f"({sites[blocks[0]].label} ..): give them different blocks or steps, or switch it off in one"
-                )
+    def __enter__(self) -> None:
+        self.session._perturbing = self.station
+
+    def __exit__(self, *fault: object) -> None:
+        self.session._perturbing = None

@@ -21,8 +21,9 @@ def adain(x: Tensor, reference: Tensor, amount: Tensor | None = None) -> Tensor:
     in the released code of StyleAligned (arXiv 2312.02133) and AlignedGen (arXiv 2509.17088).
     """
     a, r = widened(x), widened(reference)
-    var_a, mean_a = torch.var_mean(a, dim=1, keepdim=True)
-    var_r, mean_r = torch.var_mean(r, dim=1, keepdim=True)
+    # one token has no deviation: unbiased, it would be nan
+    var_a, mean_a = torch.var_mean(a, dim=1, keepdim=True, correction=min(1, a.shape[1] - 1))
+    var_r, mean_r = torch.var_mean(r, dim=1, keepdim=True, correction=min(1, r.shape[1] - 1))
     out = (a - mean_a) * torch.rsqrt(var_a + VARIANCE_EPS) * torch.sqrt(var_r + VARIANCE_EPS) + mean_r
     if amount is not None:
         out = torch.lerp(a, out, amount.to(a.dtype))

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import Field, field_validator
 
+from .descriptions import Description
 from .errors import ControlError
 from .layout import Site, Step
 
@@ -17,7 +18,7 @@ _STEPS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 _PART = re.compile(r"(?P<first>\d+(?:\.\d+)?)%-(?P<last>\d+(?:\.\d+)?)%")
 
 
-class Where(BaseModel):
+class Where(Description):
     """Blocks, heads and steps at which a control acts.
 
     blocks: comma-separated; `all`, a stream (`single`), a group (`late`: FLUX's single-stream blocks, the last two
@@ -25,16 +26,16 @@ class Where(BaseModel):
         global numbers `19`, `19-56`,
         every n-th `19-56/2`, or numbers within a stream `single:0-5`. A list of ints is accepted.
     heads: `all`, `H3` (in every chosen block) or `L14H7`; separated by commas or spaces.
-    steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not).
+    steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not); a part
+    in which no step begins
+        is the step that it lies in.
         A pair of floats (0.0, 0.4) is accepted.
     Raises ValidationError for what it cannot read.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    blocks: str = "all"
-    heads: str = "all"
-    steps: str = "all"
+    blocks: str = Field("all", description="all, a stream or group (single, late), 19-56, 0-56/2, single:0-5")
+    heads: str = Field("all", description="all, H3 in every chosen block, or L14H7 L14H17")
+    steps: str = Field("all", description="all, 0-9 (both ends count), or 0%-40% of the schedule")
 
     @field_validator("blocks", mode="before")
     @classmethod
@@ -44,6 +45,8 @@ class Where(BaseModel):
             match = _BLOCKS.fullmatch(item)
             if not (match or re.fullmatch("[a-z]+", item)):
                 raise ValueError(f"blocks: cannot read {item!r}; write for example single, 19-56 or double:0-4")
+            if match and match["stride"] is not None and not int(match["stride"]):
+                raise ValueError(f"blocks: {item!r} takes no step; write every second block as 0-4/2")
             _forward(match, "blocks")
         return text
 
@@ -66,6 +69,8 @@ class Where(BaseModel):
             if not (match or item == "all"):
                 raise ValueError(f"steps: cannot read {item!r}; write for example 0-9, 0%-40% or all")
             _forward(match, "steps")
+            if item.endswith("%") and match and float(match["last"]) > 100:
+                raise ValueError(f"steps: {item!r} goes beyond the schedule, which ends at 100%")
         return text
 
     def select(self, sites: Sequence[Site]) -> dict[int, tuple[int, ...] | None]:
@@ -120,10 +125,19 @@ def listed_heads(text: str) -> list[tuple[int | None, int]]:
 
 def _contains(item: str, step: Step) -> bool:
     if part := _PART.fullmatch(item):
-        return float(part["first"]) <= 100 * step.index / step.count < float(part["last"])
+        first, last = float(part["first"]), float(part["last"])
+        if _begins(first, last, step.count):
+            return first <= 100 * step.index / step.count < last
+        return step.index == min(int(first * step.count / 100), step.count - 1)
     if whole := _STEPS.fullmatch(item):
         return int(whole["first"]) <= step.index <= int(whole["last"] or whole["first"])
     return item == "all"
+
+
+def _begins(first: float, last: float, count: int) -> bool:
+    """Whether any of so many steps begins in a part of the schedule, in percent."""
+    near = int(first * count / 100)
+    return any(first <= 100 * index / count < last for index in range(near, min(near + 2, count)))
 
 
 def _items(text: str) -> list[str]:

@@ -14,19 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnctrl.attention import Backend, Branch, attend, by_joined_keys, by_log_sum_exp
-from attnctrl.layout import RowPlan
+from attnctrl.attention import Backend, attend, by_joined_keys, by_log_sum_exp
+from attnctrl.branch import Branch, Rows
 
 STOCK = Backend()
 SIZES = {"tiny-flux (24 + 64 tokens)": (24, 64, 4, 32), "512 px (64 + 1024 tokens)": (64, 1024, 8, 64)}
 ROWS, ROUNDS = 4, 15
-
-
-def rows_of(batch: int) -> RowPlan:
-    """Row 0 leads; all others read it."""
-    index = torch.arange(batch)
-    zeros = torch.zeros(batch - 1, dtype=torch.int64)
-    return RowPlan(index[1:], zeros[:, None], zeros, index[:1], index)
 
 
 def time_once(call: Callable[[], Tensor]) -> float:
@@ -42,14 +35,14 @@ def main() -> None:
         q, k, v = (torch.randn(ROWS, text + image, heads, width) for _ in range(3))
         key, value = (x[:1, text:].repeat(ROWS - 1, 1, 1, 1) for x in (k, v))
         bias = torch.tensor(0.5)
-        plan = rows_of(ROWS)
-        plain, biased = Branch(plan, key, value), Branch(plan, key, value, bias)
+        plan, own = Rows.chosen(range(1, ROWS), ROWS), Branch(k, v)
+        plain, biased = Branch(key, value, plan), Branch(key, value, plan, log_bias=bias)
         calls: dict[str, Callable[[], Tensor]] = {
             "stock": lambda q=q, k=k, v=v: attend(q, k, v, STOCK),
-            "joined keys": lambda q=q, k=k, v=v, b=plain: by_joined_keys(q, k, v, b, STOCK),
-            "log-sum-exp": lambda q=q, k=k, v=v, b=plain: by_log_sum_exp(q, k, v, [b]),
-            "joined keys, bias": lambda q=q, k=k, v=v, b=biased: by_joined_keys(q, k, v, b, STOCK),
-            "log-sum-exp, bias": lambda q=q, k=k, v=v, b=biased: by_log_sum_exp(q, k, v, [b]),
+            "joined keys": lambda q=q, own=own, b=plain: by_joined_keys(q, own, b, STOCK),
+            "log-sum-exp": lambda q=q, own=own, b=plain: by_log_sum_exp(q, (own, b))[0],
+            "joined keys, bias": lambda q=q, own=own, b=biased: by_joined_keys(q, own, b, STOCK),
+            "log-sum-exp, bias": lambda q=q, own=own, b=biased: by_log_sum_exp(q, (own, b))[0],
         }
         repeats = max(1, 200_000 // (text + image) ** 2 * 4)
         times: dict[str, list[float]] = {label: [] for label in calls}

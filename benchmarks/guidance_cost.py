@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from attnctrl import APG, NAG, PAG, SLG, Control, OverGuidanceWarning, SoftPAG, Where, attached, load
-from attnctrl.processors.attaching import architecture_of
+from attnctrl.processors.attaching import host_of
 
 PROMPTS, ROUNDS = ["a red fox", "a green teapot"], 15
 ON_CPU = {
@@ -38,7 +38,7 @@ def controls(blocks: int, guided: bool) -> dict[str, Control | None]:
         **{f"softpag, {name} block ({places[name]})": control for name, control in head.items()},
         "pag, middle third": PAG(),
         "slg, the block before the last": SLG(where=Where(blocks=str(blocks - 2), steps="all")),
-        "nag": NAG(negative_prompt="a rag"),
+        "nag": NAG(prompt="a rag"),
         **({"apg": APG(guidance_scale=3.0)} if guided else {}),
     }
 
@@ -82,7 +82,7 @@ def main(models: list[str]) -> None:
         pipe.set_progress_bar_config(disable=True)
         calls = one_step(pipe)
         guided = len(calls) == 2 or getattr(pipe, "do_classifier_free_guidance", False)
-        kinds = controls(len(architecture_of(pipe).blocks(pipe.transformer)), guided)
+        kinds = controls(len(host_of(pipe).edge.blocks(pipe.transformer)), guided)
         bounds = {name: flops(pipe, calls, control) for name, control in kinds.items()}
         times: dict[str, list[float]] = {name: [] for name in kinds}
         for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""The command line: attnctrl demo, generate, run, info, methods, app, eval, heads, embedded."""
+"""The command line: attnctrl demo, generate, run, info, methods, app, attention, eval, heads, embedded."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .app_cli import app as app_command
 from .attention_cli import attention
 from .eval_cli import app as eval_app
 from .heads_cli import app as heads_app
+from .methods_cli import Loading, methods
 from .models import load_model
 
 if TYPE_CHECKING:
@@ -32,26 +33,42 @@ if TYPE_CHECKING:
 
 console = Console()
 app = typer.Typer(
+    cls=Loading,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Control the attention of diffusion transformers, without training.",
 )
 app.add_typer(embedded, name="embedded")
 app.add_typer(heads_app, name="heads")
 app.add_typer(eval_app, name="eval")
 app.command("app")(app_command)
 app.command()(attention)
+app.command()(methods)
 Model = Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, a diffusers folder or a hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")]
 Out = Annotated[Path | None, typer.Option(help="A new folder for the result.")]
 
+Load = Annotated[
+    list[Path] | None,
+    typer.Option(help="A Python file of your own whose controls are used; may be given again (or ATTNCTRL_LOAD)."),
+]
+
+PLAIN = "plain"
 DEMO_MODEL = "tiny-sd3"
 DEMO_STYLE = "sticker"
 DEMO_SUBJECTS = ("a mushroom", "a rocket", "a penguin", "a butterfly")
 DEMO_STRENGTH = 0.5
+
+
+@app.callback()
+def begin(load: Load = None) -> None:
+    """Control the attention of diffusion transformers, without training."""
+    from ..registry import load_file
+
+    for path in load or ():
+        load_file(path)
 
 
 @app.command()
@@ -81,7 +98,13 @@ def demo(out: Out = None, seed: int = 3) -> None:
 @app.command()
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts; the first leads the set.")],
-    style: Annotated[str, typer.Option(help="aligned, stylealigned, naive, freecus (a subject) or plain.")] = "aligned",
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Any method with its settings: nag:prompt=blurry,phi=5. May be given again: they compose."),
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option(help="A sharing method, or plain; aligned if no --control is given. attnctrl methods.")
+    ] = None,
     reference: Annotated[
         list[Path] | None, typer.Option(help="A picture to follow instead of the first prompt; may be given again.")
     ] = None,
@@ -91,14 +114,16 @@ def generate(
     mask: Annotated[
         list[Path] | None, typer.Option(help="White where the reference is read, such as its subject; likewise.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="Odds of the shared tokens: 0 off, 1 as published.")] = 1.0,
+    strength: Annotated[
+        float | None, typer.Option(help="The style's odds of the shared tokens: 0 off, 1 as published (the default).")
+    ] = None,
     heads: Annotated[
         str | None, typer.Option(help="Guide by heads: L14H7,L14H17, or a preset (attnctrl heads presets).")
     ] = None,
     head_strength: Annotated[float | None, typer.Option(help="Their w; the preset's if not given.")] = None,
     u: Annotated[float | None, typer.Option("--u", help="Their u, 0 to 1; the preset's if not given.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="Blocks: single, 19-56, double:0-4, 0-56/2.")] = None,
-    at_steps: Annotated[str | None, typer.Option(help="Steps at which to share: 0-9 or 0%-40%.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="The style's blocks: single, 19-56, double:0-4, 0-56/2.")] = None,
+    at_steps: Annotated[str | None, typer.Option(help="The style's steps: 0-9 or 0%-40%.")] = None,
     model: Model = "tiny-sd3",
     steps: Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Picture i has seed + i.")] = 0,
@@ -116,18 +141,21 @@ def generate(
     offload: Offload = "none",
     out: Out = None,
 ) -> None:
-    """Make a set of pictures that share one style, or one subject."""
+    """Make a set of pictures that share one style, or one subject, or are under any other control."""
     from ..pipelines.recipe import Recipe
-    from .options import control_of, references_of, size_of
+    from ..registry import controls_of
+    from .options import references_of, size_of, style_of
 
-    control = control_of(style, strength, blocks, at_steps, references_of(reference, caption, mask))
-    if control and not control[0].off and not control[0].references() and len(prompts) < 2:
+    given = controls_of(control)
+    style = style or (PLAIN if control else "aligned")
+    controls = (*style_of(style, strength, blocks, at_steps, references_of(reference, caption, mask)), *given)
+    if any(one.leads for one in controls) and len(prompts) < 2:
         raise ControlError(
             "one prompt has nothing to share a style with: give two or more prompts, --reference PICTURE, "
             "or --style plain"
         )
     values: dict[str, Any] = {
-        "model": model, "prompts": tuple(prompts), "control": control, "seed": seed, "num_inference_steps": steps,
+        "model": model, "prompts": tuple(prompts), "control": controls, "seed": seed, "num_inference_steps": steps,
         "negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale,
         "batch_size": batch_size, **size_of(size),
     }  # fmt: skip
@@ -139,7 +167,7 @@ def generate(
         from ..pipelines.presets import preset_of
 
         guided = preset_of(heads, model, pipe, head_strength, u).control()
-        recipe = recipe.model_copy(update={"control": (*control, guided)})
+        recipe = recipe.model_copy(update={"control": (*controls, guided)})
     _make(pipe, recipe, folder)
 
 
@@ -175,30 +203,16 @@ def info(
     model: Model = "tiny-sd3",
 ) -> None:
     """Show a model's blocks as --blocks names them, and its own settings."""
-    from ..processors.attaching import architecture_of
+    from ..processors.attaching import host_of
 
     pipe = load_model(model, "cpu", None, "none")
-    architecture = architecture_of(pipe)
-    table = Table("block", "stream", "in stream", "heads", title=f"{model} ({architecture.name})")
-    for site in architecture.sites(pipe.transformer):
+    host = host_of(pipe)
+    table = Table("block", "stream", "in stream", "heads", title=f"{model} ({host.edge.name})")
+    for site in host.sites:
         table.add_row(f"L{site.index}", site.stream, f"{site.stream}:{site.local}", f"H0-H{site.heads - 1}")
     console.print(table)
     for name, value in pipe.settings.given().items():
         console.print(f"{name}: {value!r}", highlight=False)
-
-
-@app.command()
-def methods() -> None:
-    """List the methods and their settings."""
-    from ..processors import CONTROLS
-
-    for control in CONTROLS:
-        kind = control.model_fields["kind"].default
-        console.print(f"[bold]{kind}[/]  {(control.__doc__ or '').splitlines()[0]}", highlight=False)
-        for name, field in control.model_fields.items():
-            if name != "kind":
-                usual = "required" if field.is_required() else repr(field.default)
-                console.print(f"    {name} = {usual}", highlight=False)
 
 
 def main() -> None:
@@ -210,7 +224,7 @@ def main() -> None:
     try:
         app()
     except ValidationError as fault:
-        from ..pipelines.recipe import explain
+        from ..descriptions import explain
 
         _fail(explain(fault))
     except ControlError as fault:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..control import Control, Reference
+from ..control import Control
 from ..errors import ControlError
-from ..processors import SHARING
+from ..reference import Reference
+from ..registry import controls
 
 PLAIN = "plain"
-KINDS = {control.model_fields["kind"].default: control for control in SHARING}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,30 +27,41 @@ def size_of(text: str | None) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
-def control_of(
+def style_of(
     style: str,
-    strength: float,
+    strength: float | None,
     blocks: str | None,
     at_steps: str | None,
     references: tuple[Reference, ...],
 ) -> tuple[Control, ...]:
-    """The controls that the options of `generate` describe; none for `plain`."""
+    """The sharing control that the options of `generate` describe; none for `plain`."""
     if style == PLAIN:
         if references:
             raise ControlError("--reference needs a style that follows it: add --style aligned")
+        for name, value in (("--strength", strength), ("--blocks", blocks), ("--at-steps", at_steps)):
+            if value is not None:
+                raise ControlError(f"{name} is of a style, and there is none: add --style, or write it in --control")
         return ()
-    if style not in KINDS:
-        raise ControlError(f"--style {style} is unknown; choose {', '.join([*KINDS, PLAIN])}")
-    cls = KINDS[style]
+    kinds = controls("sharing")
+    if style not in kinds:
+        more = f"; --control {style} has it" if style in controls() else ""
+        raise ControlError(f"--style {style} is unknown; choose {', '.join([*kinds, PLAIN])}{more}")
+    cls = kinds[style]
     where = {name: text for name, text in (("blocks", blocks), ("steps", at_steps)) if text is not None}
-    options: dict[str, Any] = {"strength": strength}
+    options: dict[str, Any] = {} if strength is None else {"strength": strength}
     if where:
         options["where"] = where
     if references:
         options["reference"] = references[0] if len(references) == 1 else references
-    elif cls.model_fields["reference"].is_required():
+    elif follows(cls):
         raise ControlError(f"--style {style} keeps the subject of a picture: add --reference PICTURE")
     return (cls(**options),)
+
+
+def follows(cls: type[Control]) -> bool:
+    """Whether a method cannot do without a picture."""
+    field = cls.model_fields.get("reference")
+    return field is not None and field.is_required()
 
 
 def references_of(

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from attnctrl.descriptions import Description
 from attnctrl.embedded import dataset
 from attnctrl.embedded.fast import fast
 from attnctrl.embedded.latents import PatchCode, to_uint8
@@ -34,13 +34,12 @@ RECIPES = Path(__file__).parent / "recipes"
 NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)}
 
 
-class Stage(BaseModel):
+class Stage(Description):
     """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal.
 
     `pairs` is the share of captions with a relation; None: as the world draws them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     world: str
     steps: int
     batch: int = 48
@@ -51,14 +50,13 @@ class Stage(BaseModel):
     noise_std: float = 1.1
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Description):
     """All that a run needs. The rate rises over `warmup` steps, stays at `peak` and falls to 0 over `cooldown`.
 
     The text encoders are taught for so many steps, then frozen. `naming` weighs the loss of the naming head; `bf16`
     computes the transformer's products in bfloat16.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     model: str
     stages: tuple[Stage, ...]
     peak: float = 2e-3

@@ -41,6 +41,7 @@ class Ledger:
     def __init__(self, folder: Path, config: BaseModel, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
         self.done: dict[str, list[dict[str, Any]]] = {}
+        self._counted: dict[Path, tuple[int, int]] = {}
         text = config.model_dump_json(indent=2) + "\n"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +77,15 @@ class Ledger:
             lock.release()
 
     def lines(self) -> int:
-        """How many lines all processes have written by now."""
-        return sum(path.read_bytes().count(b"\n") for path in self.folder.glob("results-*.jsonl"))
+        """How many lines all processes have written by now; reads only what is new since it was last asked."""
+        for path in self.folder.glob("results-*.jsonl"):
+            seen, count = self._counted.get(path, (0, 0))
+            with path.open("rb") as file:
+                file.seek(seen)
+                new = file.read()
+            # not past a torn line, which is cut off before the next is written
+            self._counted[path] = seen + new.rfind(b"\n") + 1, count + new.count(b"\n")
+        return sum(count for _, count in self._counted.values())
 
     def read(self) -> None:
         """Take in what all processes have finished."""

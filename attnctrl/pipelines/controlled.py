@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 
 from ..errors import ControlError
-from ..processors.attaching import ARCHITECTURES
+from ..processors.attaching import known_hosts
 from .flux import ControlledFluxPipeline
 from .mixin import ControlledPipeline
 from .sd3 import ControlledStableDiffusion3Pipeline
@@ -45,7 +45,7 @@ def _refuse_unknown(cls: type[Any]) -> None:
     if hasattr(cls, "set_pag_applied_layers"):
         text = cls.__name__.replace("PAG", "")
         raise ControlError(f"{cls.__name__} exchanges attention processors by itself; load {text}")
-    wanted = [a.transformer for a in ARCHITECTURES]
+    wanted = [host.edge.transformer for host in known_hosts()]
     types = cls._get_signature_types() if issubclass(cls, diffusers.DiffusionPipeline) else {}
     if not any(issubclass(found, known) for found in types.get("transformer", ()) for known in wanted):
         names = " or ".join(transformer.__name__ for transformer in wanted)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
+from ..processors.attaching import host_of
 from .mixin import ControlledPipeline
 from .preview import Preview
 from .recipe import PNG_KEY, Environment, Made, Recipe
@@ -25,8 +26,6 @@ RECIPE, SHEET = "recipe.json", "sheet.png"
 STARTED = {"strength", "control_image"}
 """Arguments of the pipelines that cannot do without a picture."""
 INSTEAD = {"true_cfg_scale": "its classifier-free guidance is guidance_scale"}
-FLUX_PATCH = 2
-"""FLUX packs 2 x 2 latents to a token in its pipeline; SD3's pipeline says its own `patch_size`."""
 Progress = Callable[[int, int], None]
 Watch = Callable[[Sequence[int], Callable[[], list[Image.Image]]], None]
 
@@ -204,7 +203,7 @@ def check_arguments(pipe: ControlledPipeline, recipe: Recipe) -> None:
 
 def check_size(pipe: ControlledPipeline, height: int | None, width: int | None) -> None:
     """Raise ControlError for a size that is no whole number of the model's tokens."""
-    unit = pipe.vae_scale_factor * getattr(pipe, "patch_size", FLUX_PATCH)
+    unit = host_of(pipe).unit
     for name, value in (("height", height), ("width", width)):
         if value is not None and value % unit:
             near = max(unit, round(value / unit) * unit)

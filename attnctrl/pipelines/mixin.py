@@ -12,13 +12,14 @@ from typing import Any, ClassVar, TypeVar
 from diffusers import DiffusionPipeline
 
 from ..control import Control
-from ..processors.attaching import attached
+from ..processors.attaching import Controls, attached
+from ..registry import controls_of
+from ..words import Prompts
 from .settings import FILE, ModelSettings
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3")
 NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 Pipeline = TypeVar("Pipeline", bound="ControlledPipeline")
-Controls = Control | Sequence[Control] | None
 
 
 class ControlledPipeline(DiffusionPipeline):
@@ -94,22 +95,29 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(stock)
     def call(self: ControlledPipeline, *args: Any, control: Controls = None, **kwargs: Any) -> Any:
-        controls = [control] if isinstance(control, Control) else list(control or ())
+        controls = controls_of(control)
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
         filled = self.filled(given, controls)
         images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
-        with attached(self, controls, images_per_prompt=images, guidance_scale=scale):
+        with attached(self, controls, images_per_prompt=images, guidance_scale=scale, prompts=_prompts(filled)):
             return stock(self, **filled)
 
     added = inspect.signature(call, follow_wrapped=False).parameters["control"]
     call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
     call.__doc__ = (
-        "`control`: one control or several, attached for this call only. Rows: the first prompt is the reference of a\n"
-        "shared set, unless the control brings a picture. A single negative prompt serves all prompts. Raises\n"
+        "`control`: a control, its class, a text (nag:prompt=blurry) or several, attached for this call only. Rows:\n"
+        "the first prompt is the reference of a shared set, unless the control brings a picture. A single negative\n"
+        "prompt serves all prompts. Raises\n"
         f"ControlError when the call cannot carry the control. All else as in diffusers:\n{stock.__doc__}"
     )
     return call
+
+
+def _prompts(call: dict[str, Any]) -> Prompts | None:
+    """What the rows say, where they are given as words."""
+    prompt = call.get("prompt")
+    return None if prompt is None else Prompts((prompt,) if isinstance(prompt, str) else tuple(prompt), call)
 
 
 def _amended(prompt: str | list[str], controls: Sequence[Control]) -> str | list[str]:

@@ -10,14 +10,15 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ..control import Control
 from ..errors import ControlError, NoEffectWarning
-from ..processors.attaching import attached
+from ..processors.attaching import Controls, attached, host_of
 from ..processors.observing import COMPILED, STATISTICS, Observe, Recording
+from ..region import Region
+from ..registry import controls_of
 from ..where import Where
-from .mixin import ControlledPipeline, Controls, amended
+from ..words import Prompts, Word, columns_of, words_of
+from .mixin import ControlledPipeline, amended
 from .overlays import overlaid
-from .words import Word, columns_of, words_of
 
 LETTERS, LITTLE = 3, frozenset({"and", "for", "from", "her", "his", "its", "the", "their", "with"})
 """Shorter words, and little ones, are not observed unless they are asked for."""
@@ -39,7 +40,7 @@ class Observation:
     prompt: str
     words: tuple[str, ...]
     columns: tuple[tuple[int, ...], ...]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     blocks: tuple[str, ...]
     numbers: tuple[int, ...]
     steps: tuple[int, ...]
@@ -73,6 +74,22 @@ class Observation:
             raise ControlError(f"nothing was observed of {word!r} there (block {block}, head {head}, step {step})")
         result: np.ndarray = flat.mean(0, dtype=np.float32)
         return result
+
+    def region(
+        self,
+        word: str,
+        threshold: float = 0.5,
+        block: int | str | None = None,
+        head: int | None = None,
+        step: int | None = None,
+        edge: float = 0.0,
+    ) -> Region:
+        """Where the map lies above `threshold` between its least and its greatest value, as a region of the picture."""
+        found = self.map(word, block, head, step)
+        low, high = float(found.min()), float(found.max())
+        inside = (found - low) > threshold * (high - low)
+        shown = Image.fromarray((inside * 255).astype(np.uint8)).resize(self.image.size, Image.Resampling.NEAREST)
+        return Region(mask=shown, edge=edge)
 
     def overlay(
         self,
@@ -109,20 +126,21 @@ def observe(
     for name, usual in (("output_type", "pil"), ("return_dict", True)):
         if call.pop(name, usual) != usual:
             raise ControlError(f"observe lays maps over pictures; leave {name} out")
-    controls = [control] if isinstance(control, Control) else list(control or ())
+    controls = controls_of(control)
     call = {"prompt": [prompt] if isinstance(prompt, str) else list(prompt), **call}
     filled = pipe.filled(call, controls) if isinstance(pipe, ControlledPipeline) else amended(call, controls)
     images = filled.get("num_images_per_prompt") or 1
     prompts = filled["prompt"]
     if not 0 <= row < images * len(prompts):
         raise ControlError(f"observe: row {row} is not among the {images * len(prompts)} pictures; it counts from 0")
-    said, texts = prompts[row // images], _texts_of(filled, row // images)
-    chosen = columns_of(pipe, said, words, **texts) if words is not None else _usual(words_of(pipe, said, **texts))
+    host, texts = host_of(pipe), Prompts(tuple(prompts), filled)
+    said, own = prompts[row // images], texts.of(row // images)
+    chosen = columns_of(host, said, words, **own) if words is not None else _usual(words_of(host, said, **own))
     tokens = tuple(word.columns for word in chosen)
     watch = Observe(tokens=tokens, row=row, size=size, dtype=dtype, where=where or Where())
     run = pipe.stock.__call__ if isinstance(pipe, ControlledPipeline) else type(pipe).__call__
     scale = filled.get("true_cfg_scale")
-    with attached(pipe, [*controls, watch], images_per_prompt=images, guidance_scale=scale) as session:
+    with attached(pipe, [*controls, watch], images_per_prompt=images, guidance_scale=scale, prompts=texts) as session:
         assert session
         try:
             pictures = run(pipe, **filled).images
@@ -175,12 +193,6 @@ def _usual(words: Sequence[Word]) -> tuple[Word, ...]:
         text = f"beyond the text length, not read and not observed: {', '.join(cut)}"
         warnings.warn(text, NoEffectWarning, stacklevel=3)
     return tuple(word for word in wanted if word.columns)
-
-
-def _texts_of(call: dict[str, Any], number: int) -> dict[str, Any]:
-    """The arguments that say how prompt `number` becomes tokens."""
-    texts = {name: call[name] for name in ("prompt_2", "prompt_3", "max_sequence_length") if call.get(name)}
-    return {name: value[number] if isinstance(value, list) else value for name, value in texts.items()}
 
 
 def _place(what: str, wanted: Any, known: Sequence[Any]) -> int:

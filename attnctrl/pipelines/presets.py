@@ -8,25 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ..descriptions import Description, explain
 from ..errors import ControlError
 from ..processors import SoftPAG
-from ..processors.attaching import architecture_of
+from ..processors.attaching import host_of
 from ..where import Where, listed_heads
-from .recipe import explain
 
 SHIPPED = Path(__file__).parent / "presets"
 _SAMPLE = 64
 
 
-class Effect(BaseModel):
+class Measured(Description):
     """A measured effect on held-out prompts: means with 95% intervals (mean, low, high), paired over pictures."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     objective: str
-    pictures: int
+    pictures: int = Field(ge=1)
     plain: float
     guided: float
     difference: tuple[float, float, float]
@@ -34,28 +32,26 @@ class Effect(BaseModel):
     """The mean difference of random sets of as many heads, interval over sets."""
 
 
-class HeadPreset(BaseModel):
+class HeadPreset(Description):
     """Heads of one model, their u and w, where they come from, and what they do there.
 
     `architecture`, `blocks` and `heads_a_block` must fit the model; `weights` is a digest of its values, None for
     presets that were published for a named model.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     preset: int = Field(1, ge=1, le=1)
     name: str
     model: str
     architecture: str
-    blocks: int
-    heads_a_block: int
+    blocks: int = Field(ge=1)
+    heads_a_block: int = Field(ge=1)
     weights: str | None = None
     heads: str
     u: float = Field(0.5, ge=0.0, le=1.0)
     strength: float = Field(3.0, ge=0.0)
     source: str
     status: str
-    effect: Effect | None = None
+    effect: Measured | None = None
 
     def control(self, strength: float | None = None, u: float | None = None) -> SoftPAG:
         """The guidance by these heads, with another w or u if given."""
@@ -82,10 +78,10 @@ class HeadPreset(BaseModel):
 
 def described(pipe: Any, model: str) -> dict[str, Any]:
     """What a preset says of its model: architecture, blocks, heads a block, digest of the weights."""
-    sites = architecture_of(pipe).sites(pipe.transformer)
+    sites = host_of(pipe).sites
     return {
         "model": model,
-        "architecture": architecture_of(pipe).name,
+        "architecture": host_of(pipe).edge.name,
         "blocks": sites[-1].index + 1,
         "heads_a_block": sites[0].heads,
         "weights": weights_digest(pipe.transformer),

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..processors.attaching import host_of
+
 
 class Preview:
     """Estimates of the finished pictures of one pipeline run, from the latents after each step.
@@ -32,10 +34,4 @@ class Preview:
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Decode latents as the pipeline does at its end."""
-        vae = self.pipe.vae
-        if hasattr(self.pipe, "_unpack_latents"):
-            latents = self.pipe._unpack_latents(latents, self.height, self.width, self.pipe.vae_scale_factor)
-        latents = (latents.to(vae.dtype) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
-        decoded = vae.decode(latents, return_dict=False)[0]
-        images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
-        return images
+        return host_of(self.pipe).decoded(latents, self.height, self.width)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
+from ..control import Control
+from ..descriptions import Description, explain
 from ..errors import ControlError
-from ..processors import AnyControl
+from ..registry import control_of
 
 PNG_KEY = "attnctrl"
+AnyControl = SerializeAsAny[Annotated[Control, BeforeValidator(control_of)]]
+"""Any registered control, written as its kind and settings."""
 
 
-class Made(BaseModel):
+class Made(Description):
     """One picture of a finished recipe: file name, its own seed, and the SHA-256 of its RGB pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     prompt: str
@@ -25,10 +27,8 @@ class Made(BaseModel):
     sha256: str
 
 
-class Environment(BaseModel):
+class Environment(Description):
     """Where a recipe ran. Floating point depends on all of it; the same values replay bit for bit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attnctrl: str
     torch: str
@@ -38,14 +38,12 @@ class Environment(BaseModel):
     threads: int
 
 
-class Recipe(BaseModel):
+class Recipe(Description):
     """Prompts, controls, model and numbers of one set. None is the model's own setting.
 
     Sizes in pixels; picture i has seed + i; with more than `batch_size` prompts the first one (or the reference
     picture) is in every batch, so that all follow the same reference.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: int = Field(1, ge=1, le=1)
     model: str = "tiny-sd3"
@@ -56,8 +54,8 @@ class Recipe(BaseModel):
     height: int | None = Field(None, gt=0)
     width: int | None = Field(None, gt=0)
     num_inference_steps: int | None = Field(None, gt=0)
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = None
+    guidance_scale: float | None = Field(None, ge=0.0)
+    true_cfg_scale: float | None = Field(None, ge=0.0)
     max_sequence_length: int | None = Field(None, gt=0)
     batch_size: int = Field(8, ge=2)
     environment: Environment | None = None
@@ -91,12 +89,3 @@ def read_recipe(path: str | Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as fault:
         reason = getattr(fault, "strerror", None) or "it is no text file"
         raise ControlError(f"cannot read the recipe {path}: {reason}") from None
-
-
-def explain(fault: ValidationError) -> str:
-    """The first fault of a validation, as one line: where and what."""
-    first = fault.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {fault.error_count() - 1} more)" if fault.error_count() > 1 else ""
-    text = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {text}{more}" if where else f"{text}{more}"

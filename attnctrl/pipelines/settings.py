@@ -7,28 +7,27 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from ..descriptions import Description, explain
 from ..errors import ControlError
 
 FILE = "attnctrl.json"
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Description):
     """Arguments that a model wants where the user gives none; None leaves diffusers' own default.
 
     Sizes in pixels, `max_sequence_length` in T5 tokens.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     height: int | None = Field(None, gt=0)
     width: int | None = Field(None, gt=0)
     max_sequence_length: int | None = Field(None, gt=0)
     num_inference_steps: int | None = Field(None, gt=0)
-    true_cfg_scale: float | None = None
-    guidance_scale: float | None = None
+    true_cfg_scale: float | None = Field(None, ge=0.0)
+    guidance_scale: float | None = Field(None, ge=0.0)
     negative_prompt: str | None = None
 
     @classmethod
@@ -45,7 +44,7 @@ class ModelSettings(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as fault:
-            raise ControlError(f"{path}: {fault.errors()[0]['msg']}; correct or delete this file") from None
+            raise ControlError(f"{path}: {explain(fault)}; correct or delete this file") from None
 
     def given(self) -> dict[str, Any]:
         """The settings that are set."""

@@ -1,8 +1,4 @@
-"""Attention processors by architecture, and the controls that run in them."""
-
-from typing import Annotated
-
-from pydantic import Field
+"""Attention processors by architecture, and the controls that run in them: one file a method, found by the registry."""
 
 from .alignedgen import AlignedStyle
 from .apg import APG
@@ -16,29 +12,14 @@ from .perturbation import PAG, SEG, SoftPAG
 from .sharing import Falling, SharingControl
 from .stylealigned import StyleAligned
 
-SHARING = (AlignedStyle, StyleAligned, NaiveSharing, FreeCus)
-GUIDANCE = (SoftPAG, PAG, SEG, SLG, TPG, NAG, APG)
-CONTROLS = (*SHARING, *GUIDANCE)
-"""Every control that the command line or the app can name by its kind."""
-
-AnyControl = Annotated[
-    AlignedStyle | StyleAligned | NaiveSharing | FreeCus | SoftPAG | PAG | SEG | SLG | TPG | NAG | APG,
-    Field(discriminator="kind"),
-]
-"""The same as a type, for recipes."""
-
 __all__ = [
     "APG",
-    "CONTROLS",
-    "GUIDANCE",
     "NAG",
     "PAG",
     "SEG",
-    "SHARING",
     "SLG",
     "TPG",
     "AlignedStyle",
-    "AnyControl",
     "Falling",
     "FreeCus",
     "NaiveSharing",

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from pydantic import Field
+
+from ..registry import register
 from ..where import Where
-from .sharing import Falling, SharingControl
+from .sharing import KeyScale, SharingControl
 
 
+@register
 class AlignedStyle(SharingControl):
     """AlignedGen: a set follows its reference's style, with the shared keys moved aside (ShiftPE).
 
-    Attn(Q^, [K_text ; K^ ; lambda shift(K_ref)], [V_text ; V ; V_ref]), image tokens of the reference only.
-    `shift` (0, 1) is ShiftPE: the reference's keys stand one grid width to the right, so that no target token shares
-    its coordinate. AdaIN on image queries and keys before rotation. `key_scale` is lambda (1.1 in the released command;
-    `Falling()` its class default). The reference row never sees its own copy. Blocks: the late ones (FLUX: the
+    Attn(Q^, [K_text ; K^ ; lambda shift(K_ref)], [V_text ; V ; V_ref]), image tokens of the reference only. AdaIN on
+    image queries and keys before rotation. The reference row never sees its own copy. Blocks: the late ones (FLUX: the
     single-stream ones).
     """
 
     kind: Literal["aligned"] = "aligned"
     where: Where = Where(blocks="late")
-    key_scale: float | Falling = 1.1
-    shift: tuple[int, int] = (0, 1)
+    key_scale: KeyScale = Field(1.1, description="lambda: 1.1 in the released command, Falling() its class default")
+    shift: tuple[int, int] | Literal["native"] = Field(
+        "native", description="ShiftPE: keys stand so many grids down and right; no target token shares their place"
+    )
+
+    title: ClassVar[str] = "AlignedGen"
+    source: ClassVar[str] = "arXiv 2509.17088"

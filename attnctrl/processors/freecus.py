@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ..control import Reference
+from ..reference import Reference
+from ..registry import register
 from ..where import Where
-from .sharing import Falling, SharingControl
+from .sharing import KeyScale, Scale, SharingControl
 
 
+@register
 class FreeCus(SharingControl):
     """FreeCus: the subject of a picture appears in every prompt; its foreground is shared in the vital blocks.
 
-    Attn(Q, [a K_ref_fg ; a K_text ; K], [V_ref_fg ; V_text ; V]), a = 1.1 (`key_scale`, `text_scale`), no AdaIN,
-    reference keys at their own positions. `reference` has a `mask` for the foreground and a `caption`, which is also
-    appended to every prompt; its noise level is the `finer` one, of the reversed schedule shift, while the model hears
-    the step's own. Several references bring several subjects. Blocks: the ten vital ones of FLUX.1, elsewhere those at
-    the same relative depth (not searched anew).
+    Attn(Q, [a K_ref_fg ; a K_text ; K], [V_ref_fg ; V_text ; V]), a = 1.1, no AdaIN, reference keys at their own
+    positions. The reference's noise level is the `finer` one, of the reversed schedule shift, while the model hears the
+    step's own. Several references bring several subjects. Blocks: the ten vital ones of FLUX.1, elsewhere those at the
+    same relative depth (not searched anew).
     """
 
     kind: Literal["freecus"] = "freecus"
     where: Where = Where(blocks="vital")
-    key_scale: float | Falling = 1.1
-    text_scale: float = 1.1
+    key_scale: KeyScale = Field(1.1, description="a, for the reference's keys")
+    text_scale: Scale = Field(1.1, description="a, for the text's keys")
     adain_queries: bool = False
     adain_keys: bool = False
     additive: Literal["copy", "move", "none"] = "none"
-    reference: Reference | tuple[Reference, ...]
+    reference: Reference | tuple[Reference, ...] = Field(
+        description="a picture of the subject, or several; mask: its foreground, caption: appended to every prompt"
+    )
+
+    title: ClassVar[str] = "FreeCus (keeps a subject)"
+    source: ClassVar[str] = "arXiv 2507.15249"
 
     @field_validator("reference", mode="after")
     @classmethod

@@ -6,33 +6,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ..control import Attended, Call, Control, Effect, Opposed
+from ..control import Call, Control, Run
+from ..effect import Attended, Effect
+from ..guests import Guest, OpposedGuest
+from ..registry import register
 from ..statistics import widened
 
 ALPHA = {True: 0.25, False: 0.125}
 """The published alpha: FLUX, whose positions are rotations, and SD3."""
 
 
+@register
 class NAG(Control):
     """Normalised attention guidance: image tokens are pushed away from what a negative prompt makes of them.
 
     Z~ = phi Z+ - (phi - 1) Z-; r = |Z~| / |Z+| a token over all heads; Z^ = Z~ min(r, tau) / r; the result is
     alpha Z^ + (1 - alpha) Z+, for the picture's row and for a second row with the negative prompt, whose text goes its
-    own way. `strength` multiplies alpha, 0 is off. `norm`: 1 as in the paper; 2 as in the released FLUX code. The batch
-    doubles.
+    own way. The batch doubles.
     """
 
     kind: Literal["nag"] = "nag"
-    negative_prompt: str = ""
-    scale: float = Field(5.0, ge=1.0, allow_inf_nan=False)
-    tau: float = Field(2.5, gt=0.0)
-    alpha: float | None = Field(None, ge=0.0, le=1.0)
-    norm: Literal[1, 2] = 1
+    strength: float = Field(1.0, ge=0.0, description="multiplies alpha; 0 is off, bit for bit")
+    prompt: str = Field("", description="the negative prompt")
+    phi: float = Field(5.0, ge=1.0, description="how far from the negative; 1 is not at all")
+    tau: float = Field(2.5, gt=0.0, description="by how much a token may grow at most")
+    alpha: float | None = Field(
+        None, ge=0.0, le=1.0, description="share of the pushed tokens; none: 0.25 on FLUX, 0.125 on SD3, as published"
+    )
+    norm: Literal[1, 2] = Field(1, description="of a token's size: 1 as in the paper, 2 as in the released FLUX code")
+
+    title: ClassVar[str] = "NAG"
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "guidance"
+    source: ClassVar[str] = "arXiv 2505.21179"
 
     order: ClassVar[int] = 30
     claims: ClassVar[frozenset[str]] = frozenset({"the negative prompt within attention"})
@@ -43,23 +52,22 @@ class NAG(Control):
             raise ValueError("nag measures tokens over all heads; heads cannot be chosen")
         return self
 
-    def opposed(self, pictures: int) -> Sequence[Opposed]:
+    def guests(self, run: Run) -> Sequence[Guest]:
         """A row for each picture."""
-        return tuple(Opposed(i, self.negative_prompt) for i in range(pictures))
+        return [OpposedGuest(i, self.prompt) for i in range(run.pictures)]
 
     def plan(self, call: Call) -> Effect:
         """The pictures' rows and their opposed ones, in the half that carries the prompts."""
         if not any(call.conditional):
             return Effect()
-        start, stop = call.groups[call.conditional.index(True)]
-        pictures = range(stop - start - len(call.added))
+        start, _ = call.groups[call.conditional.index(True)]
         rows = [
-            [start + len(call.added) + i for i in pictures],
-            [start + call.row_of(Opposed(i, self.negative_prompt)) for i in pictures],
+            [start + len(call.guests) + i for i in range(call.pictures)],
+            [start + call.row_of(OpposedGuest(i, self.prompt)) for i in range(call.pictures)],
         ]
-        positive, negative = call.once(("rows", id(self)), lambda: torch.tensor(rows, device=call.device))
+        positive, negative = call.once(("rows", id(self)), lambda: call.index(rows))
         alpha = min(1.0, self.strength * (ALPHA[call.rotary] if self.alpha is None else self.alpha))
-        return NagEffect(positive, negative, self.scale, self.tau, alpha, self.norm)
+        return NagEffect(positive, negative, self.phi, self.tau, alpha, self.norm)
 
 
 @dataclass(frozen=True)
@@ -76,13 +84,13 @@ class NagEffect(Effect):
     def output(self, at: Attended) -> Tensor:
         """Both rows' image part guided; where no text is read (SD3.5's second attention) there is nothing to guide."""
         out = at.out()
-        image = at.layout.image_of(out)
-        if image.shape[1] == out.shape[1]:
+        if at.layout.text == (0, 0):
             return out
+        image = at.layout.image_of(out)
         guided = self._guided(image[self.positive], image[self.negative])
-        image = image.index_copy(0, self.positive, guided).index_copy(0, self.negative, guided)
-        start, stop = at.layout.image
-        return torch.cat([out[:, :start], image, out[:, stop:]], dim=1)
+        return at.layout.with_image(
+            out, image.index_copy(0, self.positive, guided).index_copy(0, self.negative, guided)
+        )
 
     def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
         z, against = widened(positive), widened(negative)

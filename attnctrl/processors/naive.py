@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from ..registry import register
 from ..where import Where
 from .sharing import SharingControl
 
 
+@register
 class NaiveSharing(SharingControl):
     """Naive sharing: the reference's keys and values as they are; the baseline.
 
@@ -19,3 +21,6 @@ class NaiveSharing(SharingControl):
     where: Where = Where(blocks="late")
     adain_queries: bool = False
     adain_keys: bool = False
+
+    title: ClassVar[str] = "Naive sharing"
+    source: ClassVar[str] = "arXiv 2509.17088, its direct sharing"

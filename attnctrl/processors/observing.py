@@ -12,10 +12,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..attention import Branch
-from ..control import Attended, Call, Control, Effect
+from ..branch import Blend, Branch
+from ..control import Call, Control
+from ..effect import Attended, Effect
 from ..errors import ControlError
-from ..layout import TokenLayout
+from ..layout import Layout
 from ..statistics import widened
 
 QUERY_CHUNK = 64
@@ -32,17 +33,15 @@ _SAYING: Any = {"reason": COMPILED} if "reason" in inspect.signature(torch.compi
 class Observe(Control):
     """Record, of one picture, how much its image tokens attend to words, and what every head does; changes nothing.
 
-    `tokens`: for each word its columns, counted within the text segment; `row`: the picture's number in the batch;
-    `size`: maps are averaged down to at most so many tokens a side, None keeps the grid; `dtype` of the stored maps.
     Under classifier-free guidance only the conditional prediction is recorded, and never a guide's perturbed pass. Take
     the `Recording` from the session: `session.recorded(control)`. Compiled blocks must allow graph breaks.
     """
 
     kind: Literal["observe"] = "observe"
-    tokens: tuple[tuple[int, ...], ...] = ()
-    row: int = Field(0, ge=0)
-    size: int | None = Field(32, ge=1)
-    dtype: Literal["float32", "float16"] = "float32"
+    tokens: tuple[tuple[int, ...], ...] = Field((), description="by word: its columns within the text segment")
+    row: int = Field(0, ge=0, description="the picture's number in the batch")
+    size: int | None = Field(32, ge=1, description="maps are averaged down to so many tokens a side; none: the grid's")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the stored maps")
 
     order: ClassVar[int] = 100
 
@@ -55,9 +54,12 @@ class Observe(Control):
 
     def check(self, call: Call) -> None:
         """Raise ControlError for a picture that is not in the batch and columns beyond the text."""
-        pictures = call.groups[0][1] - call.groups[0][0] - len(call.added)
-        if self.row >= pictures:
-            raise ControlError(f"observe: picture {self.row} is not in this batch of {pictures}; row counts from 0")
+        if self.row >= call.pictures:
+            raise ControlError(
+                f"observe: picture {self.row} is not in this batch of {call.pictures}; row counts from 0"
+            )
+        if call.layout.shown is not None:
+            raise ControlError("observe maps the whole grid, and another control's view shows a part of it")
         length = call.layout.text[1] - call.layout.text[0]
         beyond = sorted({column for word in self.tokens for column in word if column >= length})
         if beyond:
@@ -67,9 +69,12 @@ class Observe(Control):
         """The row to watch, in the first call of a step that carries the prompts."""
         if call.perturbed or call.step.call or not any(call.conditional):
             return Effect()
-        recording = call.memory.setdefault(("recording", id(self)), Recording(call.layout.grid, self.tokens))
+        recording = call.bank.get(self, "recording")
+        if recording is None:
+            recording = Recording(call.layout.grid, self.tokens)
+            call.bank.keep(self, "recording", recording)
         start, _ = call.groups[call.conditional.index(True)]
-        return ObservingEffect(self, start + len(call.added) + self.row, call.step.index, recording)
+        return ObservingEffect(self, start + len(call.guests) + self.row, call.step.index, recording)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Seen:
 class Recording:
     """What one run showed: `seen` by (step, label of the site), and the sites as label: (block, number of heads)."""
 
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     tokens: tuple[tuple[int, ...], ...]
     sites: dict[str, tuple[int, int]] = field(default_factory=dict)
     seen: dict[tuple[int, str], Seen] = field(default_factory=dict)
@@ -124,60 +129,119 @@ def observed(
 ) -> tuple[Tensor | None, Tensor]:
     """Maps [words, H, rows, columns] and statistics [len(STATISTICS), H] of a batch row's image queries.
 
-    p_qk = exp(q k / sqrt(D) - lse_q), lse_q over the row's own keys and every branch that it reads; a word's map is
-    the sum of p over its columns. In chunks of 64 queries: the largest tensor is [H, 64, keys].
+    p_qk = exp(q k / sqrt(D) - lse_q), lse_q over every branch that the row reads; a word's map is the sum of p over its
+    columns. Keys of the row's own sequence count by what they are, others as shared. In chunks of 64 queries: the
+    largest tensor is [H, 64, keys].
     """
     index = torch.tensor(heads, device=at.q.device)
     queries = widened(at.layout.image_of(at.q)[row][:, index]).transpose(0, 1) * at.q.shape[-1] ** -0.5
-    own = widened(at.k[row][:, index]).permute(1, 2, 0)
-    others = [part for branch in at.branches if (part := _read(branch, row, index)) is not None]
-    keys = own.new_full((len(heads),), own.shape[-1])
-    for key, bias in others:
-        keys += (bias > -torch.inf) * key.shape[-1]
-    reads_text = own.shape[-1] > queries.shape[1]
-    text, condition = (at.layout.text if reads_text else (0, 0)), at.layout.condition or (0, 0)
-    chosen = own.new_zeros(text[1] - text[0], len(words))
-    for i, word in enumerate(words if reads_text else ()):
+    read = [part for branch in at.branches if (part := _read(branch, at, row, index)) is not None]
+    keys = _added(one.count(len(heads), queries.shape[1]) for one in read)
+    text, condition = at.layout.text, _conditions(at.layout)
+    chosen = queries.new_zeros(text[1] - text[0], len(words))
+    for i, word in enumerate(words if text != (0, 0) else ()):
         chosen[list(word), i] = 1
-    maps, sums = [], own.new_zeros(len(STATISTICS), len(heads))
+    maps, sums = [], queries.new_zeros(len(STATISTICS), len(heads))
     for start in range(0, queries.shape[1], QUERY_CHUNK):
         part = queries[:, start : start + QUERY_CHUNK]
-        logits = [part @ own, *(part @ key + bias[:, None, None] for key, bias in others)]
+        logits = [part @ one.key + one.of(start, part.shape[1]) for one in read]
         lse = torch.stack([x.logsumexp(-1) for x in logits]).logsumexp(0)
-        p, *elsewhere = [(x - lse[..., None]).exp() for x in logits]
+        shares = [(x - lse[..., None]).exp() for x in logits]
+        p, elsewhere = _own(at.layout.length, read, shares)
         on_text, on_image = p[..., slice(*text)], p[..., slice(*at.layout.image)]
         distance, near = _distances(at.layout, start, part.shape[1], p)
-        mean_logit = _added((a * x.clamp(min=LOWEST)).sum(-1) for a, x in zip((p, *elsewhere), logits, strict=True))
+        mean_logit = _added((a * x.clamp(min=LOWEST)).sum(-1) for a, x in zip(shares, logits, strict=True))
         figures = (
             on_text.sum(-1),
             on_image.sum(-1),
             _added(x.sum(-1) for x in (p[..., slice(*condition)], *elsewhere)),
-            (lse - mean_logit) / keys.log()[:, None],
+            (lse - mean_logit) / keys[:, start : start + QUERY_CHUNK].log(),
             (on_image * distance).sum(-1) / on_image.sum(-1).clamp(min=TINY),
             (on_image * near).sum(-1),
         )
         sums += torch.stack(figures).sum(-1)
         maps.append(on_text @ chosen)
-    whole = torch.cat(maps, dim=1).permute(2, 0, 1).unflatten(-1, at.layout.grid) if reads_text and words else None
+    whole = None
+    if text != (0, 0) and words:
+        whole = torch.cat(maps, dim=1).permute(2, 0, 1).unflatten(-1, at.layout.grid)
     return whole, sums / queries.shape[1]
 
 
-def _read(branch: Branch, row: int, heads: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Keys [H, D, Sk] and log-bias [H] of a branch as a batch row reads it; None if it does not."""
-    place = (branch.rows.targets == row).nonzero().flatten()
-    if not len(place):
-        return None
-    key = widened(branch.key[int(place[0])][:, heads]).permute(1, 2, 0)
-    if branch.log_bias is None:
-        return key, key.new_zeros(len(heads))
-    return key, branch.log_bias.to(key).reshape(-1).expand(branch.key.shape[2])[heads]
+@dataclass(frozen=True)
+class Read:
+    """A branch as one row's image queries read it: keys [H, D, Sk]; what is added to the logits, [H or 1, N or 1, Sk
+    or 1].
+
+    `tokens`: where the keys stand in the row's own sequence; None for keys of elsewhere.
+    """
+
+    key: Tensor
+    bias: Tensor
+    tokens: Tensor | None
+
+    def count(self, heads: int, queries: int) -> Tensor:
+        """How many keys each head and query reads [H, N]."""
+        keys = self.key.shape[-1]
+        read = (self.bias > -torch.inf).sum(-1) * (keys if self.bias.shape[-1] == 1 else 1)
+        return read.to(self.key).expand(heads, queries)
+
+    def of(self, start: int, count: int) -> Tensor:
+        """The bias of some queries."""
+        return self.bias if self.bias.shape[1] == 1 else self.bias[:, start : start + count]
+
+
+def _read(branch: Branch | Blend, at: Attended, row: int, heads: Tensor) -> Read | None:
+    """How a row's image queries read a branch; None if they do not."""
+    if isinstance(branch, Blend):
+        raise ControlError("attention that is mixed by a fixed amount cannot be observed as one distribution")
+    place = row
+    if branch.rows is not None:
+        found = (branch.rows.index == row).nonzero().flatten()
+        if not len(found):
+            return None
+        place = int(found[0])
+    key = widened(branch.key[place][:, heads]).permute(1, 2, 0)
+    start, stop = at.layout.image
+    bias = key.new_zeros(1, 1, 1)
+    for given in (branch.log_bias, branch.mask):
+        if given is not None:
+            if given.dtype == torch.bool:
+                given = torch.zeros_like(given, dtype=key.dtype).masked_fill(~given, -torch.inf)
+            given = given.to(key).reshape((*[1] * (4 - given.ndim), *given.shape))
+            given = given[place if given.shape[0] > 1 else 0]
+            given = given[heads] if given.shape[0] > 1 else given
+            bias = bias + (given[:, start:stop] if given.shape[1] > 1 and branch.queries is None else given)
+    if branch.queries is not None:
+        mine = branch.queries if branch.queries.ndim == 1 else branch.queries[place]
+        inside = (mine >= start) & (mine < stop)
+        whole = key.new_full((bias.shape[0], stop - start, bias.shape[2]), -torch.inf)
+        whole[:, mine[inside] - start] = bias if bias.shape[1] == 1 else bias[:, inside]
+        bias = whole
+    tokens = torch.arange(key.shape[-1], device=key.device) if branch.key is at.k else branch.tokens
+    return Read(key, bias, tokens)
+
+
+def _own(length: int, read: list[Read], shares: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The attention [H, n, length] to the row's own sequence, and to keys of elsewhere."""
+    own = [(one.tokens, share) for one, share in zip(read, shares, strict=True) if one.tokens is not None]
+    elsewhere = [share for one, share in zip(read, shares, strict=True) if one.tokens is None]
+    p = shares[0].new_zeros(*shares[0].shape[:2], length)
+    for tokens, share in own:
+        p = p.index_add(2, tokens, share)
+    return p, elsewhere
+
+
+def _conditions(layout: Layout) -> tuple[int, int]:
+    """The range of all condition images."""
+    found = [one for one in layout.segments if one.kind == "condition"]
+    return (found[0].start, found[-1].stop) if found else (0, 0)
 
 
 def _added(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
-def _distances(layout: TokenLayout, start: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _distances(layout: Layout, start: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """For queries start .. start + count and every image token: distance in grid widths, and whether it is in 3 x 3."""
     rows, columns = layout.grid
     places = torch.arange(rows * columns, device=like.device)

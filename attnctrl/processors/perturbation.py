@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from ..attention import attend_with_lse
-from ..control import Attended, Call, Effect
+from ..control import Call
+from ..effect import Attended, Effect
 from ..errors import ControlError
 from ..guide import Guide
-from ..layout import Site, TokenLayout
+from ..layout import Site
+from ..registry import register
 from ..statistics import widened
 from ..where import Where, listed_heads
 
@@ -24,16 +26,15 @@ Degree = float | tuple[float, ...]
 
 
 class Perturbation(Guide):
-    """What the perturbations of attention are made of: lerp(attention, worse attention, u) for the chosen heads.
+    """What the perturbations of attention are made of: lerp(attention, worse attention, u) for the chosen heads."""
 
-    u: how far, in [0, 1]: one number, or one for each head as `where.heads` lists them ("L14H7, L14H17"). 0 is off.
-    rows: `all` tokens of the joint sequence get the worse attention, or those of the `image` alone.
-    """
-
-    u: Degree = 1.0
-    rows: Literal["all", "image"] = "all"
-    row_heads: tuple[str, ...] | None = None
-    """Heads by picture of the batch, for searches that try many sets at once: all of them lie within `where`."""
+    u: Degree = Field(
+        1.0, description="how far, 0 (off) to 1: one number, or one for each head as `heads` lists them (L14H7 L14H17)"
+    )
+    rows: Literal["all", "image"] = Field("all", description="the tokens that get the worse attention")
+    row_heads: tuple[str, ...] | None = Field(
+        None, description="heads by picture of the batch, for searches that try many sets at once; all within `where`"
+    )
 
     @field_validator("u", mode="after")
     @classmethod
@@ -65,9 +66,15 @@ class Perturbation(Guide):
 
     def check(self, call: Call) -> None:
         """Raise ControlError where `row_heads` has not one set of heads for each picture."""
-        pictures = call.groups[0][1] - len(call.added)
-        if self.row_heads is not None and len(self.row_heads) != pictures:
-            raise ControlError(f"row_heads lists {len(self.row_heads)} sets of heads for {pictures} pictures")
+        if self.row_heads is not None and len(self.row_heads) != call.pictures:
+            raise ControlError(f"row_heads lists {len(self.row_heads)} sets of heads for {call.pictures} pictures")
+
+    def pictures_of(self, call: Call) -> Tensor | None:
+        """The picture of every row of a call, where heads are chosen by picture."""
+        if self.row_heads is None:
+            return None
+        rows = [*(guest.follows for guest in call.guests), *range(call.pictures)]
+        return call.once("pictures", lambda: call.index(rows * len(call.groups)))
 
     def _degrees(self, site: Site, listed: list[tuple[int | None, int]]) -> Tensor:
         degrees = torch.zeros(site.heads)
@@ -86,6 +93,8 @@ class PerturbingEffect(Effect):
     target: Target | Literal["blurred"]
     image_only: bool
     kernel: tuple[Tensor, Tensor] | None = None
+    pictures: Tensor | None = None
+    """Where degrees differ by picture, the picture of every row [B]."""
 
     def output(self, at: Attended) -> Tensor:
         """The perturbed result [B, S, H, D]; attention itself is left out where nothing of it remains."""
@@ -95,15 +104,21 @@ class PerturbingEffect(Effect):
         if at.gate is None and whole:
             return worse
         out = at.out()
-        amount = torch.ones((), device=out.device) if at.gate is None else _by_row(at.gate, out)
+        amount = torch.ones((), device=out.device) if at.gate is None else self._by_row(at.gate)
         part = out[:, start:stop]
         mixed = torch.lerp(widened(part), widened(worse[:, start:stop]), amount.to(widened(part).dtype)).to(out.dtype)
         return mixed if whole else torch.cat([out[:, :start], mixed, out[:, stop:]], dim=1)
+
+    def _by_row(self, degree: Tensor) -> Tensor:
+        """[H], or [pictures, H], to fit [B, S, H, D]."""
+        return degree.reshape(1, 1, -1, 1) if self.pictures is None else degree[self.pictures][:, None, :, None]
 
     def _worse(self, at: Attended) -> Tensor:
         if self.target == "identity":
             return at.v
         if self.target == "uniform":
+            if len(at.branches) > 1:  # a query of zeros reads everything alike
+                return at.attend(torch.zeros_like(at.q[:, :1])).expand_as(at.v)
             return widened(at.v).mean(1, keepdim=True).to(at.v.dtype).expand_as(at.v)
         if self.target == "query-mean":
             queries = at.layout.image_of(at.q) if self.image_only else at.q
@@ -111,7 +126,7 @@ class PerturbingEffect(Effect):
             return at.attend(mean).expand_as(at.v)
         if self.target == "self-text":
             return self_and_text(at)
-        return at.attend(_with_image(at.q, blurred(at.layout.image_of(at.q), at.layout.grid, self.kernel), at.layout))
+        return at.attend(at.layout.with_image(at.q, blurred(at.layout.image_of(at.q), at.layout.grid, self.kernel)))
 
 
 def self_and_text(at: Attended) -> Tensor:
@@ -123,11 +138,11 @@ def self_and_text(at: Attended) -> Tensor:
     q, k, v = (x[:, start:stop] for x in (at.q, at.k, at.v))
     texts = [torch.cat([x[:, :start], x[:, stop:]], dim=1) for x in (at.k, at.v)]
     if texts[0].shape[1] == 0:
-        return _with_image(at.out(), v, at.layout)
+        return at.layout.with_image(at.out(), v)
     read, lse = attend_with_lse(q, *texts)
     own = (q.to(lse.dtype) * k.to(lse.dtype)).sum(-1) / math.sqrt(q.shape[-1])
     share = torch.sigmoid(own - lse.transpose(1, 2)).unsqueeze(-1)
-    return _with_image(at.out(), torch.lerp(read.to(lse.dtype), v.to(lse.dtype), share).to(v.dtype), at.layout)
+    return at.layout.with_image(at.out(), torch.lerp(read.to(lse.dtype), v.to(lse.dtype), share).to(v.dtype))
 
 
 def gaussian(sigma: float, side: int) -> Tensor:
@@ -138,7 +153,7 @@ def gaussian(sigma: float, side: int) -> Tensor:
     return kernel / kernel.sum()
 
 
-def blurred(image: Tensor, grid: tuple[int, int], kernel: tuple[Tensor, Tensor] | None) -> Tensor:
+def blurred(image: Tensor, grid: tuple[int, ...], kernel: tuple[Tensor, Tensor] | None) -> Tensor:
     """Queries [B, rows * columns, H, D] blurred over their grid by a kernel an axis; None means their mean."""
     if kernel is None:
         return widened(image).mean(1, keepdim=True).to(image.dtype).expand_as(image)
@@ -150,62 +165,71 @@ def blurred(image: Tensor, grid: tuple[int, int], kernel: tuple[Tensor, Tensor] 
     return x.view(batch, heads, width, -1).permute(0, 3, 1, 2).to(image.dtype)
 
 
-def _with_image(x: Tensor, image: Tensor, layout: TokenLayout) -> Tensor:
-    start, stop = layout.image
-    return torch.cat([x[:, :start], image, x[:, stop:]], dim=1)
-
-
-def _by_row(degree: Tensor, out: Tensor) -> Tensor:
-    """[H] or [B, H] to fit [B, S, H, D]; added rows at the front of a batch follow its first picture."""
-    if degree.ndim == 1:
-        return degree.reshape(1, 1, -1, 1)
-    extra = len(out) - len(degree)
-    return torch.cat([degree[:1].expand(extra, -1), degree])[:, None, :, None]
-
-
+@register
 class SoftPAG(Perturbation):
     """SoftPAG: chosen heads attend, by a degree u, only to themselves, and the picture is pushed away from that.
 
     A_soft = (1 - u) A + u I over the joint map, so that a head's output is lerp(attention, V, u) (arXiv 2506.10978).
-    `target`: `identity`, `uniform` (the mean of V), `query-mean` (the attention of the mean query) or `self-text`.
     """
 
     kind: Literal["softpag"] = "softpag"
     u: Degree = 0.5
-    target: Target = "identity"
+    target: Target = Field(
+        "identity", description="the worse attention: a token itself, the mean of V, the mean query's, itself and text"
+    )
+
+    title: ClassVar[str] = "SoftPAG"
+    source: ClassVar[str] = "arXiv 2506.10978"
 
     def plan(self, call: Call) -> Effect:
         """The same at every step."""
-        return PerturbingEffect(self.target, self.rows == "image" or self.target == "self-text")
+        only = self.rows == "image" or self.target == "self-text"
+        return PerturbingEffect(self.target, only, None, self.pictures_of(call))
 
 
+@register
 class PAG(Perturbation):
-    """Perturbed-attention guidance: chosen blocks attend only to themselves (arXiv 2403.17377).
+    """Perturbed-attention guidance: chosen blocks attend only to themselves.
 
-    `rule`: `joint`, every token of the joint sequence sees itself (HeadHunter's); `self-text`, image tokens see
-    themselves and the text (diffusers' rule for SD3). No blocks are published for FLUX and SD3: a middle third by
-    default.
+    No blocks are published for FLUX and SD3: a middle third by default.
     """
 
     kind: Literal["pag"] = "pag"
     where: Where = Where(blocks="middle")
-    rule: Literal["joint", "self-text"] = "joint"
+    rule: Literal["joint", "self-text"] = Field(
+        "joint",
+        description="every token sees itself (HeadHunter's), or image tokens themselves and the text (diffusers', SD3)",
+    )
+
+    title: ClassVar[str] = "PAG"
+    source: ClassVar[str] = "arXiv 2403.17377"
 
     def plan(self, call: Call) -> Effect:
         """The same at every step."""
-        return PerturbingEffect("identity" if self.rule == "joint" else "self-text", self.rule != "joint")
+        target: Target = "identity" if self.rule == "joint" else "self-text"
+        return PerturbingEffect(target, self.rule != "joint", None, self.pictures_of(call))
 
 
+@register
 class SEG(Perturbation):
-    """Smoothed-energy guidance: image queries are blurred over their grid (arXiv 2408.00760).
+    """Smoothed-energy guidance: image queries are blurred over their grid.
 
-    `sigma` in tokens; beyond 9999 the query is the mean of the image's. The query is the one that enters the softmax.
+    The query is the one that enters the softmax.
     """
 
     kind: Literal["seg"] = "seg"
     where: Where = Where(blocks="middle")
-    sigma: float = Field(10000.0, gt=0.0)
+    sigma: float = Field(10000.0, gt=0.0, description="of the blur, in tokens; beyond 9999 all queries are their mean")
     rows: Literal["all", "image"] = "image"
+
+    title: ClassVar[str] = "SEG"
+    source: ClassVar[str] = "arXiv 2408.00760"
+
+    def check(self, call: Call) -> None:
+        """Raise ControlError where a view shows a part of the grid."""
+        super().check(call)
+        if call.layout.shown is not None and self.sigma <= 9999:
+            raise ControlError("seg blurs over the whole grid, and another control's view shows a part of it")
 
     def plan(self, call: Call) -> Effect:
         """The kernel for this grid."""
@@ -213,4 +237,4 @@ class SEG(Perturbation):
         if self.sigma <= 9999:
             rows, columns = call.layout.grid
             kernel = gaussian(self.sigma, rows), gaussian(self.sigma, columns)
-        return PerturbingEffect("blurred", True, kernel)
+        return PerturbingEffect("blurred", True, kernel, self.pictures_of(call))

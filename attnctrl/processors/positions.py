@@ -1,29 +1,46 @@
-"""Additive positions moved for some rows: another crop of the model's own table."""
+"""Positions: keys rotated by tables of neighbouring pairs; additive ones moved for some rows, by another crop."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
+from ..board import Board
 from ..errors import ControlError
+from ..layout import Rotary
 
 
-def placing_hook(embed: Any, run: Any) -> Any:
-    """Register on a PatchEmbed `embed`: rows of `run.placed` get the crop that stands so many tokens away.
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate x [B, S, H, D] by (cos, sin) [S, D], or [B, S, D] with a table a row; interleaved pairs; None leaves
+    it."""
+    if rotary is None:
+        return x
+    if rotary[0].ndim == 2:
+        turned: Tensor = apply_rotary_emb(x, rotary, sequence_dim=1)
+        return turned
+    cos, sin = (table.unsqueeze(2).to(x.device) for table in rotary)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return (x.float() * cos + torch.stack([-odd, even], dim=-1).flatten(-2).float() * sin).to(x.dtype)
+
+
+def placing_hook(embed: Any, board: Board) -> Any:
+    """Register on a PatchEmbed `embed`: rows that the board places get the crop that stands so many tokens away.
 
     out [B, S_img, C] keeps all other rows bit for bit. Raises ControlError where the table ends.
     """
 
     def place(module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        if not run.placed:
+        state = board.now()
+        if state is None or not state.placed:
             return None
         rows, columns = (side // embed.patch_size for side in args[0].shape[-2:])
         table = _table(embed, args[0])
         centre = _crop(table, rows, columns, (0, 0))
         moved = out.clone()
-        for row, shift in run.placed:
+        for row, shift in state.placed:
             there = _crop(table, rows, columns, shift)
             moved[row] = (out[row].float() + (there - centre).to(out.device)).to(out.dtype)
         return moved
@@ -41,7 +58,7 @@ def _table(embed: Any, latent: Tensor) -> Tensor:
     return through.float().reshape(side, side, -1)
 
 
-def _crop(table: Tensor, rows: int, columns: int, shift: tuple[int, int]) -> Tensor:
+def _crop(table: Tensor, rows: int, columns: int, shift: tuple[int, ...]) -> Tensor:
     side = table.shape[0]
     top, left = (side - rows) // 2 + shift[0], (side - columns) // 2 + shift[1]
     if min(top, left) < 0 or top + rows > side or left + columns > side:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.attention_processor import (
@@ -11,16 +12,26 @@ from diffusers.models.attention_processor import (
     SD3IPAdapterJointAttnProcessor2_0,
 )
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..control import Reference, Rotary
+from ..batch import predicted
+from ..blocks import BlockPlace
+from ..board import Board, CallState, Gates
+from ..edge import Batched, Edge, walked
 from ..errors import ControlError
-from ..layout import Arguments, Site, TokenLayout, groups_of
-from ..phases import Gates, controlled_attention
-from ..rows import PictureRow
-from .encoding import encoded, row_of
+from ..host import Host, register_model
+from ..layout import Arguments, Kind, Layout, Rotary, Site, groups_of
+from ..phases import controlled_attention
+from ..view import gathered
+from ..words import Part
+from .encoding import encoded, usual_length
 from .positions import placing_hook
+from .stock import OfStock, not_ours
+
+JOINT: frozenset[Kind] = frozenset(("text", "image"))
+IMAGE: frozenset[Kind] = frozenset(("image",))
 
 
 def unturned(x: Tensor, rotary: Rotary) -> Tensor:
@@ -34,8 +45,8 @@ class ControlledSD3AttnProcessor:
     Serves `attn` (image and text) and SD3.5's `attn2` (image only); fused projections too.
     """
 
-    def __init__(self, stock: Any, run: Any, gates: Gates, site: Site) -> None:
-        self.stock, self.run, self.gates, self.site = stock, run, gates, site
+    def __init__(self, stock: Any, board: Board, gates: Gates, site: Site) -> None:
+        self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
     def __call__(
         self,
@@ -45,7 +56,11 @@ class ControlledSD3AttnProcessor:
         attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """hidden_states [B, S_img, C] -> the same; with encoder_hidden_states a pair (image, text)."""
-        image, text, _ = sd3_attention(self, attn, hidden_states, encoder_hidden_states)
+        state = self.board.now()
+        if state is None:
+            stock: Any = self.stock(attn, hidden_states, encoder_hidden_states, attention_mask)
+            return stock
+        image, text, _ = sd3_attention(self, state, attn, hidden_states, encoder_hidden_states)
         image = attn.to_out[1](attn.to_out[0](image))
         return image if text is None else (image, text)
 
@@ -53,18 +68,11 @@ class ControlledSD3AttnProcessor:
 class ControlledSD3IPProcessor(SD3IPAdapterJointAttnProcessor2_0):
     """The same in a block with an IP-Adapter, whose own attention to the picture prompt stays as it is."""
 
-    def __init__(self, stock: SD3IPAdapterJointAttnProcessor2_0, run: Any, gates: Gates, site: Site) -> None:
+    def __init__(self, stock: SD3IPAdapterJointAttnProcessor2_0, board: Board, gates: Gates, site: Site) -> None:
         torch.nn.Module.__init__(self)
-        self.stock, self.run, self.gates, self.site = stock, run, gates, site
+        self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    @property
-    def scale(self) -> float:
-        """The adapter's scale, which the pipeline may set."""
-        return float(self.stock.scale)
-
-    @scale.setter
-    def scale(self, value: float) -> None:
-        self.stock.scale = value
+    scale = OfStock()
 
     def __call__(
         self,
@@ -76,8 +84,10 @@ class ControlledSD3IPProcessor(SD3IPAdapterJointAttnProcessor2_0):
         temb: Tensor | None = None,
     ) -> Any:
         """As ControlledSD3AttnProcessor, the adapter's term added before the output projection."""
-        stock = self.stock
-        image, text, projected = sd3_attention(self, attn, hidden_states, encoder_hidden_states)
+        stock, state = self.stock, self.board.now()
+        if state is None:
+            return stock(attn, hidden_states, encoder_hidden_states, attention_mask, ip_hidden_states, temb)
+        image, text, projected = sd3_attention(self, state, attn, hidden_states, encoder_hidden_states)
         if stock.scale != 0 and ip_hidden_states is not None:
             states = stock.norm_ip(ip_hidden_states, temb=temb)
             k, v = (to(states).unflatten(-1, (attn.heads, -1)) for to in (stock.to_k_ip, stock.to_v_ip))
@@ -91,7 +101,7 @@ class ControlledSD3IPProcessor(SD3IPAdapterJointAttnProcessor2_0):
 
 
 def sd3_attention(
-    processor: Any, attn: Any, image: Tensor, text: Tensor | None
+    processor: Any, state: CallState, attn: Any, image: Tensor, text: Tensor | None
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
     """Image [B, S_img, C] before its output projection, text after its own, and the image's unnormalised q, k, v."""
     projected = tuple(x.unflatten(-1, (attn.heads, -1)) for x in _projected(attn, image, "to_qkv", "to_{}"))
@@ -108,7 +118,7 @@ def sd3_attention(
         q,
         k,
         v,
-        state=processor.run.call,
+        state=state,
         gates=processor.gates,
         site=processor.site,
         rotary=None,
@@ -132,87 +142,141 @@ def _normed(x: Tensor, norm: Any) -> Tensor:
     return x if norm is None else norm(x.transpose(1, 2)).transpose(1, 2)
 
 
-class SD3Architecture:
+class SD3Edge(Edge):
     """SD3 and SD3.5 and every model of their class (`SD3Transformer2DModel`), tiny-sd3 among them."""
 
     name = "sd3"
-    rotary = False
     transformer = SD3Transformer2DModel
+    positions = "additive"
+    batched = Batched(residuals=("block_controlnet_hidden_states", "joint_attention_kwargs"))
+    embed = "pos_embed"
 
     def sites(self, transformer: Any) -> tuple[Site, ...]:
         """A joint site a block, then the block's second attention where it has one; late: the last two thirds."""
-        count = len(transformer.transformer_blocks)
-        sites = []
-        for n, block in enumerate(transformer.transformer_blocks):
-            groups = groups_of(n, count, 3 * n >= count)
-            sites.append(Site(n, "joint", n, block.attn.heads, block.attn, groups))
-            if block.attn2 is not None:
-                sites.append(Site(n, "dual", n, block.attn2.heads, block.attn2, groups))
-        return tuple(sites)
+        paths = {"joint": r"transformer_blocks\.(\d+)\.attn", "dual": r"transformer_blocks\.(\d+)\.attn2"}
+        found = sorted(walked(transformer, paths), key=lambda one: (one[1], one[0] == "dual"))
+        count = found[-1][1] + 1
+        return tuple(
+            Site(
+                n,
+                stream,
+                n,
+                attn.heads,
+                attn,
+                groups_of(n, count, 3 * n >= count),
+                JOINT if stream == "joint" else IMAGE,
+            )
+            for stream, n, attn in found
+        )
 
-    def processor(self, site: Site, run: Any, gates: Gates) -> Any:
+    def processor(self, site: Site, board: Board, gates: Gates) -> Any:
         """Raises ControlError where an unknown processor stands, or one that diffusers itself gets wrong."""
         stock: Any = site.module.processor
         if type(stock) is SD3IPAdapterJointAttnProcessor2_0:
-            return ControlledSD3IPProcessor(stock, run, gates, site)
+            return ControlledSD3IPProcessor(stock, board, gates, site)
         if type(stock) not in (JointAttnProcessor2_0, FusedJointAttnProcessor2_0):
-            raise ControlError(
-                f"{site.label} has a {type(stock).__name__}, which a control here cannot carry: "
-                "choose other blocks, or put the model's own processors back"
-            )
+            raise not_ours(site)
         if type(stock) is FusedJointAttnProcessor2_0 and site.module.norm_q is not None:
             raise ControlError(
                 "diffusers' fused projections leave out SD3.5's query and key norms; "
                 "call unfuse_qkv_projections() first"
             )
-        return ControlledSD3AttnProcessor(stock, run, gates, site)
+        return ControlledSD3AttnProcessor(stock, board, gates, site)
 
-    def layout(self, transformer: Any, arguments: Arguments) -> TokenLayout:
+    def layout(self, transformer: Any, arguments: Arguments) -> Layout:
         """Image first, then text."""
         patch = transformer.config.patch_size
         rows, columns = (side // patch for side in arguments["hidden_states"].shape[-2:])
-        image = rows * columns
         text = arguments["encoder_hidden_states"].shape[1]
-        return TokenLayout((image, image + text), (0, image), (rows, columns))
+        return Layout.of((("image", rows * columns), ("text", text)), (rows, columns))
 
-    def conditional(self, pipe: Any, arguments: Arguments, call: int) -> tuple[bool, ...]:
-        """CFG doubles the batch, negative prompts first; skip-layer guidance's second call has the prompts alone."""
-        guided = getattr(pipe, "do_classifier_free_guidance", False) and arguments.get("skip_layers") is None
-        return (False, True) if guided else (True,)
-
-    def shifted(self, transformer: Any, arguments: Arguments, rows: int, columns: int) -> Rotary:
-        """None: keys cannot be moved, whole rows can (`placed`)."""
-        return None
-
-    def picture_row(self, pipe: Any, reference: Reference, arguments: Arguments, layout: TokenLayout) -> PictureRow:
-        """Encode the picture at the size of this call, and its caption at this call's text length."""
-        hidden = arguments["hidden_states"]
-        height, width = (side * pipe.vae_scale_factor for side in hidden.shape[-2:])
-        latent = encoded(pipe, reference, height, width)
-        embeds, pooled = self.encoded_prompt(pipe, reference.caption, arguments)
-        return row_of(pipe, reference, latent, hidden, layout.grid[0] * layout.grid[1], embeds, pooled)
-
-    def encoded_prompt(self, pipe: Any, prompt: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
-        """By the pipeline's own encoders."""
-        embeds, _, pooled, _ = pipe.encode_prompt(
-            prompt=[prompt],
-            prompt_2=None,
-            prompt_3=None,
-            device=arguments["hidden_states"].device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=arguments["encoder_hidden_states"].shape[1] - pipe.tokenizer_max_length,
-        )
-        return embeds, pooled
-
-    def blocks(self, transformer: Any) -> list[tuple[torch.nn.ModuleList, int]]:
+    def blocks(self, transformer: Any) -> tuple[BlockPlace, ...]:
         """The joint blocks."""
         holder = transformer.transformer_blocks
-        return [(holder, i) for i in range(len(holder))]
+        return tuple(BlockPlace(holder, i) for i in range(len(holder)))
 
-    def guidance_scale(self, pipe: Any) -> float | None:
+    def position_hooks(self, transformer: Any, board: Board) -> tuple[Any, ...]:
+        """One hook on the patch embedding, which moves the rows that the board places."""
+        return (placing_hook(transformer.pos_embed, board),)
+
+    def viewed(self, arguments: Arguments, layout: Layout, shown: Tensor) -> Arguments:
+        """ControlNet residuals of the shown tokens; positions are in the tokens."""
+        residuals = arguments.get("block_controlnet_hidden_states")
+        if residuals is None:
+            return arguments
+        return {**arguments, "block_controlnet_hidden_states": [gathered(x, shown) for x in residuals]}
+
+
+@register_model
+class SD3Host(Host):
+    """Every SD3 pipeline of diffusers, and what has its parts."""
+
+    edge: ClassVar[Edge] = SD3Edge()
+
+    def conditional(self, arguments: Arguments, call: int) -> tuple[bool, ...]:
+        """CFG doubles the batch, negative prompts first; skip-layer guidance's second call has the prompts alone."""
+        if arguments.get("skip_layers") is not None:
+            return (True,)
+        if getattr(self.pipe, "do_classifier_free_guidance", False):
+            return self.edge.halves
+        return (call == 0,)
+
+    def continues(self, arguments: Arguments) -> bool:
+        """Skip-layer guidance's second call, of half the batch, belongs to the first."""
+        return arguments.get("skip_layers") is not None
+
+    @property
+    def guidance_scale(self) -> float | None:
         """The pipeline's own, if it uses it."""
-        return float(pipe.guidance_scale) if getattr(pipe, "do_classifier_free_guidance", False) else None
+        return float(self.pipe.guidance_scale) if getattr(self.pipe, "do_classifier_free_guidance", False) else None
 
-    def position_hooks(self, transformer: Any, run: Any) -> tuple[Any, ...]:
-        """One hook on the patch embedding, which moves the rows of `run.placed`."""
-        return (placing_hook(transformer.pos_embed, run),)
+    @property
+    def unit(self) -> int:
+        """Patches of latents."""
+        return int(self.pipe.vae_scale_factor * self.pipe.patch_size)
+
+    def parts(self, prompt: str, **call: Any) -> tuple[Part, ...]:
+        """CLIP's tokens, which both encoders share, and then T5's."""
+        pipe, clip = self.pipe, self.pipe.tokenizer_max_length
+        texts = prompt, call.get("prompt_2") or prompt, call.get("prompt_3") or prompt
+        parts = [Part(one, text, 0, clip) for one, text in zip((pipe.tokenizer, pipe.tokenizer_2), texts, strict=False)]
+        if pipe.text_encoder_3 is not None:
+            parts.append(Part(pipe.tokenizer_3, texts[2], clip, call.get("max_sequence_length") or usual_length(pipe)))
+        return tuple(parts)
+
+    def encoded_prompt(self, prompt: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        """By the pipeline's own encoders."""
+        length = arguments["encoder_hidden_states"].shape[1] - self.pipe.tokenizer_max_length
+        embeds, pooled = self._encoded([prompt], arguments["hidden_states"].device, length)
+        return embeds, pooled
+
+    def encoded_picture(self, picture: Image.Image, arguments: Arguments, layout: Layout) -> Tensor:
+        """Latents [1, C, h, w]."""
+        self.part("encode_prompt")  # a picture comes with its caption
+        height, width = (side * self.pipe.vae_scale_factor for side in arguments["hidden_states"].shape[-2:])
+        return encoded(self.pipe, picture, height, width)
+
+    def condition(self, prompt: str | Sequence[str], height: int, width: int, **call: Any) -> Arguments:
+        """`max_sequence_length`; sizes come with the latents."""
+        length = call.get("max_sequence_length") or usual_length(self.pipe)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        embeds, pooled = self._encoded(prompts, self.device, length)
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+    def velocity(self, latents: Tensor, sigma: Tensor | float, condition: Arguments) -> Tensor:
+        """Of latents [B, C, h, w]."""
+        timestep = 1000 * torch.as_tensor(sigma, dtype=latents.dtype, device=latents.device).expand(len(latents))
+        return predicted(
+            self.pipe.transformer(hidden_states=latents, timestep=timestep, return_dict=False, **condition)
+        )
+
+    def _encoded(self, prompts: list[str], device: torch.device, length: int) -> tuple[Tensor, Tensor]:
+        embeds, _, pooled, _ = self.part("encode_prompt")(
+            prompt=prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length,
+        )
+        return embeds, pooled

@@ -3,68 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from ..control import Call, Control, Effect, Extra, Features, Placed, Reference, Rotary
+from ..branch import Branch, Branches
+from ..control import Call, Control, Run
+from ..descriptions import Description
+from ..effect import Effect, Features
 from ..errors import ControlError
-from ..layout import RowPlan
+from ..guests import CopyGuest, Guest, PictureGuest
+from ..layout import Rotary
+from ..reference import Reference
 from ..statistics import adain
-from .sets import plan_rows
+from .sets import SetPlan, plan_sets
+
+Scale = Annotated[float, Field(ge=0.0)]
 
 
-class Falling(BaseModel):
+class Falling(Description):
     """A value that falls with the noise level: value(sigma) = end + (start - end) * sigma ** power.
 
     The defaults are AlignedGen's released class default, (t / 1000) ** 2 (arXiv 2509.17088).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    start: float = 1.0
-    end: float = 0.0
-    power: float = Field(2.0, gt=0.0)
+    start: float = Field(1.0, ge=0.0, description="the value at pure noise")
+    end: float = Field(0.0, ge=0.0, description="the value of the finished picture")
+    power: float = Field(2.0, gt=0.0, description="of the noise level")
 
     def at(self, sigma: Tensor) -> Tensor:
         """The value at noise level sigma [] in [0, 1]."""
         return self.end + (self.start - self.end) * sigma.float() ** self.power
 
 
+KeyScale = Scale | Falling
+
+
 class SharingControl(Control):
     """What every sharing method is made of.
 
-    strength: the odds of the shared tokens: their logits get + ln(strength) (StyleAligned's score shift), and AdaIN is
-        mixed in by min(strength, 1). 0 is off, bit for bit; 1 is the paper's equation.
-    key_scale: lambda, multiplies the (rotated) shared keys, a temperature: a number or `Falling`.
-    text_scale: multiplies the targets' own text keys, mixed in by min(strength, 1).
-    adain_queries, adain_keys, adain_values: give the targets' image features the reference's statistics.
-    shift: (rows, columns) in image grids by which the shared keys stand away; (0, 1) is ShiftPE, (0, 0) leaves them.
-    additive: how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`, a
-        second copy of the reference row stands there and only supplies keys and values; `move`, the reference row
-        itself stands there (its own picture changes, no row is added); `none`. A reference picture's row is simply
-        placed there. On tiny-sd3 AlignedGen keeps 0.67, 0.65 and 0.56 of the subjects with them; the last is certainly
-        less (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
-    share: `reference`: rows read the set's first row; `all`: rows read every other row of the set.
-    reference: a picture, or several, to follow instead of the first row; AdaIN takes the first one's statistics. Each
-        has its own strength and mask.
+    strength adds ln(strength) to the shared tokens' logits (StyleAligned's score shift) and mixes AdaIN and the text
+    scale in by min(strength, 1).
+    additive says how a shift is made where positions are added to the tokens (SD3) and keys cannot be rotated: `copy`,
+    a second copy of the reference row stands there and only supplies keys and values; `move`, the reference row itself
+    stands there (its own picture changes, no row is added); `none`. A reference picture's row is simply placed there.
+    On tiny-sd3 AlignedGen keeps 0.67, 0.65 and 0.56 of the subjects with them; the last is certainly less
+    (docs/style-sets.md); `copy` is the default because the first picture stays what it is alone.
     """
 
-    strength: float = Field(1.0, ge=0.0, allow_inf_nan=False)
-    key_scale: float | Falling = 1.0
-    text_scale: float = 1.0
-    adain_queries: bool = True
-    adain_keys: bool = True
-    adain_values: bool = False
-    shift: tuple[int, int] = (0, 0)
-    additive: Literal["copy", "move", "none"] = "copy"
-    share: Literal["reference", "all"] = "reference"
-    reference: Reference | tuple[Reference, ...] | None = None
+    strength: float = Field(
+        1.0, ge=0.0, description="odds of the shared tokens: 0 is off, bit for bit; 1 is the paper's equation"
+    )
+    key_scale: KeyScale = Field(1.0, description="lambda, multiplies the shared keys: a temperature, fixed or falling")
+    text_scale: Scale = Field(1.0, description="multiplies the followers' own text keys")
+    adain_queries: bool = Field(True, description="queries get the reference's statistics")
+    adain_keys: bool = Field(True, description="keys get the reference's statistics")
+    adain_values: bool = Field(False, description="values get the reference's statistics")
+    shift: tuple[int, int] | Literal["native"] = Field(
+        (0, 0),
+        description="rows and columns, in image grids, by which the shared keys stand away (0:1 is ShiftPE), or "
+        "where the model itself expects a second picture",
+    )
+    additive: Literal["copy", "move", "none"] = Field(
+        "copy", description="how a shift is made on SD3: a copy of the reference row, the row itself, or not"
+    )
+    share: Literal["reference", "all"] = Field(
+        "reference", description="pictures read the set's first one, or every other one"
+    )
+    reference: Reference | tuple[Reference, ...] | None = Field(
+        None, description="a picture, or several, to follow instead; AdaIN takes the first one's statistics"
+    )
 
+    family: ClassVar[Literal["sharing", "guidance", "other"]] = "sharing"
     order: ClassVar[int] = 10
 
     @property
@@ -85,22 +99,43 @@ class SharingControl(Control):
             return () if self.reference is None else (self.reference,)
         return self.reference
 
-    def placed(self, rotary: bool, images_per_prompt: int) -> Sequence[Placed]:
-        """The rows that stand shifted where keys cannot be rotated: pictures, or every set's first row or its copy."""
-        if rotary or self.additive == "none" or self.shift == (0, 0):
-            return ()
+    @property
+    def _away(self) -> tuple[int, int]:
+        """The shift in grids where whole rows have to stand away; a model with additive positions has no other
+        place."""
+        return (0, 1) if self.shift == "native" else self.shift
+
+    def _stands(self, rotary: bool) -> tuple[int, int] | None:
+        """The same; None where rows stay."""
+        return None if rotary or self.additive == "none" or self._away == (0, 0) else self._away
+
+    def guests(self, run: Run) -> Sequence[Guest]:
+        """A row for each picture; without one, where keys cannot be rotated, a copy of every set's first row."""
+        stands = self._stands(run.rotary)
         if self.references():
-            return tuple(Placed(reference, self.shift) for reference in self.references())
-        if self.share == "all":
+            return [PictureGuest(reference, stands) for reference in self.references()]
+        if stands and self.share == "all":
             raise ControlError(
                 "sharing between all rows cannot be shifted where positions are additive; set shift=(0, 0)"
             )
-        return tuple(Placed(j, self.shift, copy=self.additive == "copy") for j in range(images_per_prompt))
+        if stands and self.additive == "copy":
+            return [CopyGuest(j, stands) for j in range(run.images_per_prompt)]
+        return []
+
+    def moves(self, run: Run) -> Mapping[int, tuple[int, ...]]:
+        """Every set's first row itself, with `additive="move"`."""
+        stands = self._stands(run.rotary)
+        if not stands or self.references() or self.additive != "move":
+            return {}
+        return dict.fromkeys(range(run.images_per_prompt), stands)
 
     def check(self, call: Call) -> None:
         """Raise ControlError for a batch in which nothing can be shared."""
-        size = call.groups[0][1] - call.groups[0][0]
-        pictures = size - len(call.added)
+        pictures = call.pictures
+        if call.layout.shown is not None and any(one.mask for one in self.references()):
+            raise ControlError(
+                f"{self.kind}'s mask is of the whole grid, and another control's view shows a part of it"
+            )
         alone = not self.references()
         if alone and pictures % call.images_per_prompt:
             raise ControlError(
@@ -114,24 +149,29 @@ class SharingControl(Control):
 
     def plan(self, call: Call) -> SharingEffect:
         """Rows, positions and scales for one call."""
-        rows, columns = (n * size for n, size in zip(self.shift, call.layout.grid, strict=True))
-        rotary = call.once(("rotary", rows, columns), lambda: call.shifted(rows, columns)) if call.rotary else None
+        rotary = call.once(("rotary", self.shift), lambda: self._table(call)) if call.rotary else None
         amount = min(self.strength, 1.0)
         return SharingEffect(
-            tuple(self._feed(call, rotary, reference) for reference in self.references() or (None,)),
+            tuple(self._source(call, rotary, reference) for reference in self.references() or (None,)),
             call.constant(amount, unless=1.0),
             (self.adain_queries, self.adain_keys, self.adain_values),
             call.constant(1 + (self.text_scale - 1) * amount, unless=1.0),
         )
 
-    def _feed(self, call: Call, rotary: Rotary, reference: Reference | None) -> Feed:
-        copies = None
-        if reference is None and self.additive == "copy" and self.placed(call.rotary, call.images_per_prompt):
-            copies = self.shift
+    def _table(self, call: Call) -> Rotary:
+        positions = call.image_positions()
+        return call.table(positions + positions.new_tensor(call.edge.offset(self.shift, call.layout)))
+
+    def _source(self, call: Call, rotary: Rotary, reference: Reference | None) -> Source:
+        guest: Guest | None = None
+        stands = self._stands(call.rotary)
+        if reference is not None:
+            guest = PictureGuest(reference, stands)
+        copies = stands if guest is None and self.additive == "copy" else None
         strength = self.strength * (reference.strength if reference else 1.0)
         tokens = call.once(("tokens", id(reference)), lambda: _tokens(call, reference)) if reference else None
-        return Feed(
-            call.once(("rows", id(self), id(reference)), lambda: plan_rows(call, reference, self.share, copies)),
+        return Source(
+            call.once(("rows", id(self), id(reference)), lambda: plan_sets(call, guest, self.share, copies)),
             tokens,
             rotary
             if rotary is None or tokens is None
@@ -147,10 +187,10 @@ class SharingControl(Control):
 
 
 @dataclass(frozen=True)
-class Feed:
+class Source:
     """What rows read of one reference: which rows, which image tokens (None: all), where they stand, how loud."""
 
-    rows: RowPlan
+    plan: SetPlan
     tokens: Tensor | None
     rotary: Rotary
     key_scale: Tensor | None
@@ -161,61 +201,57 @@ class Feed:
         chosen = image[rows]
         return chosen if self.tokens is None else chosen[:, self.tokens]
 
+    def branch(self, at: Features) -> Branch:
+        """Image keys and values of the source rows, at their places; closed for heads that the gate leaves out."""
+        targets, many = self.plan.sources.shape
+        key, value = (
+            self.of(at.layout.image_of(x), self.plan.sources.flatten()).unflatten(0, (targets, many)).flatten(1, 2)
+            for x in (at.k, at.v)
+        )
+        rotary = self.rotary
+        if rotary is not None and many > 1:
+            rotary = rotary[0].repeat(many, 1), rotary[1].repeat(many, 1)
+        log_bias = self.log_bias
+        if at.gate is not None:
+            closed = torch.where(at.gate > 0, 0.0, -torch.inf)[..., None, None]
+            log_bias = closed if log_bias is None else closed + log_bias
+        return Branch(key, value, self.plan.rows, None, rotary, self.key_scale, log_bias)
+
 
 @dataclass(frozen=True)
 class SharingEffect(Effect):
-    """Attn(Q^, [a K_text ; K^ ; lambda K_ref], [V ; V_ref]) on one call; hats: AdaIN to the first feed's leader."""
+    """Attn(Q^, [a K_text ; K^ ; lambda K_ref], [V ; V_ref]) on one call; hats: AdaIN to the first source's leader."""
 
-    feeds: tuple[Feed, ...]
+    sources: tuple[Source, ...]
     amount: Tensor | None
     normalised: tuple[bool, bool, bool]
     text_scale: Tensor | None
 
     def features(self, at: Features) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v with the targets' image part normalised to the reference's statistics and their text keys scaled."""
-        amount, feed = self.amount, self.feeds[0]
-        targets = feed.rows.targets
+        amount, source = self.amount, self.sources[0]
+        targets = source.plan.rows.index
         if at.gate is not None:
             amount = (at.gate if amount is None else at.gate * amount).reshape(-1, 1)
-        start, stop = at.layout.image
         result = []
         for x, wanted in zip((at.q, at.k, at.v), self.normalised, strict=True):
             if wanted:
                 image = at.layout.image_of(x)
-                new = adain(image[targets], feed.of(image, feed.rows.leaders), amount)
-                image = image.index_copy(0, targets, new)
-                x = torch.cat([x[:, :start], image, x[:, stop:]], dim=1)
+                new = adain(image[targets], source.of(image, source.plan.leaders), amount)
+                x = at.layout.with_image(x, image.index_copy(0, targets, new))
             result.append(x)
         q, k, v = result
-        if self.text_scale is not None:
+        if self.text_scale is not None and at.layout.text != (0, 0):
             scale = self.text_scale if at.gate is None else (1 + (self.text_scale - 1) * at.gate).reshape(-1, 1)
-            start, stop = at.layout.text
-            text = k[:, start:stop]
-            text = text.index_copy(0, targets, (text[targets] * scale).to(text.dtype))
-            k = torch.cat([k[:, :start], text, k[:, stop:]], dim=1)
+            text = at.layout.text_of(k)
+            k = at.layout.with_text(k, text.index_copy(0, targets, (text[targets] * scale).to(text.dtype)))
         return q, k, v
 
-    def branches(self, at: Features) -> list[Extra]:
-        """The image keys and values of the source rows, at their shifted positions; one branch a reference."""
-        return [_extra(feed, at) for feed in self.feeds]
-
-
-def _extra(feed: Feed, at: Features) -> Extra:
-    targets, many = feed.rows.sources.shape
-    key, value = (
-        feed.of(at.layout.image_of(x), feed.rows.sources.flatten()).unflatten(0, (targets, many)).flatten(1, 2)
-        for x in (at.k, at.v)
-    )
-    rotary = feed.rotary
-    if rotary is not None and many > 1:
-        rotary = rotary[0].repeat(many, 1), rotary[1].repeat(many, 1)
-    log_bias = feed.log_bias
-    if at.gate is not None:
-        closed = torch.where(at.gate > 0, 0.0, -torch.inf)
-        log_bias = closed if log_bias is None else closed + log_bias
-    return Extra(feed.rows, key, value, rotary, feed.key_scale, log_bias)
+    def branches(self, at: Features, own: Branch, branches: Branches) -> Branches:
+        """One more for each reference."""
+        return (*branches, *(source.branch(at) for source in self.sources))
 
 
 def _tokens(call: Call, reference: Reference) -> Tensor | None:
     tokens = reference.foreground(call.layout.grid)
-    return None if tokens is None else torch.tensor(tokens, device=call.device, dtype=torch.int64)
+    return None if tokens is None else call.index(tokens)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+from ..registry import register
 from .sharing import SharingControl
 
 
+@register
 class StyleAligned(SharingControl):
     """StyleAligned: a set follows its reference's style by shared attention and AdaIN.
 
@@ -17,3 +19,6 @@ class StyleAligned(SharingControl):
     """
 
     kind: Literal["stylealigned"] = "stylealigned"
+
+    title: ClassVar[str] = "StyleAligned"
+    source: ClassVar[str] = "arXiv 2312.02133"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -12,22 +11,23 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from ...control import Control, Reference
+from ...control import Control
 from ...errors import ControlError
 from ...evals.metrics.kinds import KINDS as METRICS
 from ...evals.runs.report import PAGE, SUMMARY, TABLE
 from ...pipelines.presets import shipped
 from ...pipelines.recipe import Recipe
-from ...processors import CONTROLS, SoftPAG
+from ...processors import SoftPAG
+from ...reference import Reference
+from ...registry import controls, described
 from ...where import Where
-from ..options import KINDS, size_of
-from .frame import Frame, sentence
+from ..options import follows, size_of
+from .frame import Frame, noting, sentence
 from .jobs import Job
-from .store import Session
+from .store import Visit
 from .tabs import attention, evaluate
 
 PUBLIC: dict[str, Any] = {"concurrency_id": "pipeline", "concurrency_limit": 1, "api_visibility": "public"}
-STYLES = [name for name in KINDS if name != "freecus"]
 
 
 def endpoints(frame: Frame) -> None:
@@ -37,7 +37,7 @@ def endpoints(frame: Frame) -> None:
         model = gr.Dropdown(models, value=models[0], label="model: one that the server offers")
         prompts = gr.Textbox(label="prompts: one a line; the first leads, unless a reference is given", lines=2)
         prompt = gr.Textbox(label="prompt")
-        style = gr.Dropdown([*STYLES, "plain"], value="aligned", label="style: the method")
+        style = gr.Dropdown([*styles(), "plain"], value="aligned", label="style: the method")
         strength = gr.Slider(0, 4, 1.0, label="strength: 0 off, 1 as published")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**53, label="seed: picture i has seed + i")
         steps = gr.Number(0, precision=0, minimum=0, label="num_inference_steps: 0 is the model's own")
@@ -60,12 +60,13 @@ def endpoints(frame: Frame) -> None:
         pictures = gr.Gallery(label="pictures", format="png")
         plain, perturbed, guided = (gr.Image(format="png", label=text) for text in ("plain", "perturbed", "guided"))
         table, page, data = gr.Markdown(label="table"), gr.File(label="report"), gr.JSON(label="details")
+        notes = gr.JSON(label="warnings")
         button = gr.Button()
 
     def generate_set(
         request: gr.Request, prompts: str, style: str, strength: float, model: str, seed: int, num_inference_steps: int,
         size: str, blocks: str, reference: Any = None, caption: str = "",
-    ) -> tuple[Any, Any]:  # fmt: skip
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         """Draw prompts in one style.
 
         Args:
@@ -81,7 +82,7 @@ def endpoints(frame: Frame) -> None:
             caption: what the reference shows.
 
         Returns:
-            The pictures, and the recipe that replays them.
+            The pictures, the recipe that replays them, and warnings: what had no effect, or was too strong.
         """
         with answering():
             lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
@@ -92,13 +93,14 @@ def endpoints(frame: Frame) -> None:
                     more["reference"] = Reference(picture=reference, caption=caption)
                 control = (_kind(style)(strength=strength, **more),)
             recipe = _recipe(lines, model, seed, num_inference_steps, size, control)
-            (made,) = _alone(frame, request, lambda job, session: [_draw(frame, job, recipe)])
-            return [(p, text) for p, text in zip(made.pictures, lines, strict=True)], json.loads(made.recipe.dump())
+            made, noted = _alone(frame, request, lambda job, visit: _draw(frame, job, recipe))
+            pictures = [(p, text) for p, text in zip(made.pictures, lines, strict=True)]
+            return pictures, json.loads(made.recipe.dump()), noted
 
     def guide_heads(
         request: gr.Request, prompt: str, heads: str, u: float, w: float, model: str, seed: int,
         num_inference_steps: int, size: str,
-    ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
+    ) -> tuple[Any, Any, Any, Any, Any]:  # fmt: skip
         """Draw a prompt plain, with single heads perturbed, and guided away from that (SoftPAG).
 
         Args:
@@ -112,14 +114,14 @@ def endpoints(frame: Frame) -> None:
             size: pixels, 64 or 80x48; empty is the model's own.
 
         Returns:
-            The plain, the perturbed and the guided picture, and the guided one's recipe.
+            The plain, the perturbed and the guided picture, the guided one's recipe, and warnings.
         """
         with answering():
             where = Where(heads=heads)
             controls = ((), (SoftPAG(where=where, u=u, strength=-1.0),), (SoftPAG(where=where, u=u, strength=w),))
             recipes = [_recipe((prompt,), model, seed, num_inference_steps, size, one) for one in controls]
-            made = _alone(frame, request, lambda job, session: [_draw(frame, job, one) for one in recipes])
-            return (*(one.pictures[0] for one in made), json.loads(made[-1].recipe.dump()))
+            made, noted = _alone(frame, request, lambda job, visit: [_draw(frame, job, one) for one in recipes])
+            return (*(one.pictures[0] for one in made), json.loads(made[-1].recipe.dump()), noted)
 
     def attention_map(
         request: gr.Request, prompt: str, word: str, block: int, head: int, step: int, model: str, seed: int,
@@ -139,12 +141,12 @@ def endpoints(frame: Frame) -> None:
             size: pixels, 64 or 80x48; empty is the model's own.
 
         Returns:
-            The picture, the map over it, and what every head does: statistics by block and head.
+            The picture, the map over it, and what every head does: statistics by block and head, and warnings.
         """
         with answering():
             recipe = _recipe((prompt,), model, seed, num_inference_steps, size, ())
-            made, seen = _alone(
-                frame, request, lambda job, session: attention.observed(frame, job, recipe, Where(), (word,))
+            (made, seen), noted = _alone(
+                frame, request, lambda job, visit: attention.observed(frame, job, recipe, Where(), (word,))
             )
             chosen = {"block": block, "head": head, "step": step}
             overlay = seen.overlay(word, **{name: None if n is None or n < 0 else int(n) for name, n in chosen.items()})
@@ -153,7 +155,7 @@ def endpoints(frame: Frame) -> None:
                 name: [[None if np.isnan(x) else float(x) for x in row] for row in values]
                 for name, values in figures.items()
             }
-            return made.pictures[0], overlay, {"blocks": seen.blocks, "statistics": told}
+            return made.pictures[0], overlay, {"blocks": seen.blocks, "statistics": told, "warnings": noted}
 
     def evaluate_methods(
         request: gr.Request, methods: str, sets: Any = None, count: int = 4, model: str = models[0], seed: int = 0,
@@ -175,16 +177,16 @@ def endpoints(frame: Frame) -> None:
         with answering():
             given = {"model": model, "seed": int(seed), "num_inference_steps": int(num_inference_steps) or None}
             config, chosen = evaluate.prepared(frame, methods.split(","), (), sets, int(count), given)
-            done = _alone(frame, request, lambda job, session: evaluate.perform(frame, job, session, config, chosen))
-            table = (done.folder / TABLE).read_text(encoding="utf-8")
-            return table, str(done.folder / PAGE), json.loads((done.folder / SUMMARY).read_bytes())
+            folder, _ = _alone(frame, request, lambda job, visit: evaluate.perform(frame, job, visit, config, chosen))
+            table = (folder / TABLE).read_text(encoding="utf-8")
+            return table, str(folder / PAGE), json.loads((folder / SUMMARY).read_bytes())
 
     def describe() -> Any:
         """What the server offers: models, methods with their settings, head presets, metrics, limits."""
         return {
             "attnctrl": version("attnctrl"),
             "models": models,
-            "methods": {c.model_fields["kind"].default: (c.__doc__ or "").splitlines()[0] for c in CONTROLS},
+            "methods": described(),
             "head_presets": shipped(),
             "metrics": {name: kind.says for name, kind in METRICS.items()},
             "limits": frame.engine.limits.model_dump(),
@@ -192,8 +194,8 @@ def endpoints(frame: Frame) -> None:
 
     common = [model, seed, steps, size]
     wired: list[tuple[Callable[..., Any], list[Any], list[Any]]] = [
-        (generate_set, [prompts, style, strength, *common, blocks, reference, caption], [pictures, data]),
-        (guide_heads, [prompt, heads, u, w, *common], [plain, perturbed, guided, data]),
+        (generate_set, [prompts, style, strength, *common, blocks, reference, caption], [pictures, data, notes]),
+        (guide_heads, [prompt, heads, u, w, *common], [plain, perturbed, guided, data, notes]),
         (attention_map, [prompt, word, block, head, step, *common], [plain, guided, data]),
         (evaluate_methods, [methods, sets, count, model, seed, steps], [table, page, data]),
     ]
@@ -204,23 +206,22 @@ def endpoints(frame: Frame) -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn faults into the sentence that a program gets; warnings stay on the server."""
+    """Turn faults into the sentence that a program gets."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except Exception as fault:
         raise gr.Error(sentence(fault), print_exception=False) from fault
 
 
-def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Session], Any]) -> Any:
-    """Run work as a job of the caller's session, which goes when the caller leaves."""
-    session = frame.session(request)
-    job = session.jobs["api"] = Job()
+def _alone(frame: Frame, request: gr.Request, work: Callable[[Job, Visit], Any]) -> tuple[Any, list[str]]:
+    """Run work as a job of the caller's session, which goes when the caller leaves; what the controls warned of."""
+    visit = frame.visit(request)
+    job = visit.jobs["api"] = Job()
+    found: list[str] = []
     try:
-        return frame.engine.thread.submit(work, job, session).result()
+        return frame.engine.thread.submit(noting, found, lambda: work(job, visit)).result(), found
     finally:
-        session.jobs.pop("api", None)
+        visit.jobs.pop("api", None)
 
 
 def _draw(frame: Frame, job: Job, recipe: Recipe) -> Any:
@@ -237,7 +238,12 @@ def _recipe(prompts: tuple[str, ...], model: str, seed: int, steps: int, size: s
     )  # fmt: skip
 
 
+def styles() -> dict[str, type[Control]]:
+    """The methods that share a style, by name: those that can do without a picture."""
+    return {kind: cls for kind, cls in controls("sharing").items() if not follows(cls)}
+
+
 def _kind(style: str) -> Any:
-    if style not in STYLES:
-        raise ControlError(f"no style is called {style!r}; choose {', '.join([*STYLES, 'plain'])}")
-    return KINDS[style]
+    if style not in styles():
+        raise ControlError(f"no style is called {style!r}; choose {', '.join([*styles(), 'plain'])}")
+    return styles()[style]

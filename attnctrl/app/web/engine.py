@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ class Engine:
             def watch(numbers: Sequence[int], look: Any) -> None:
                 nonlocal count
                 count += 1
-                if count % max(1, self.steps(recipe, pipe) // PREVIEWS) == 1:
+                if (count - 1) % max(1, self.steps(recipe, pipe) // PREVIEWS) == 0:
                     job.previews |= dict(zip(numbers, look(), strict=True))
 
             result = generate(pipe, recipe, progress, watch)
@@ -86,7 +87,8 @@ class Engine:
     @staticmethod
     def steps(recipe: Recipe, pipe: ControlledPipeline) -> int:
         """How many steps a recipe takes."""
-        return recipe.num_inference_steps or pipe.settings.num_inference_steps or 28
+        usual: int = inspect.signature(pipe.stock.__call__).parameters["num_inference_steps"].default
+        return recipe.num_inference_steps or pipe.settings.num_inference_steps or usual
 
     def steps_of(self, recipe: Recipe) -> int:
         """The same; loads the model."""

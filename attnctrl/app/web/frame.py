@@ -16,14 +16,15 @@ import gradio as gr
 from PIL import Image
 from pydantic import ValidationError
 
+from ...descriptions import explain
 from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
 from ...pictures import DATA_URI
 from ...pipelines.generate import PictureSet, write_set
-from ...pipelines.recipe import PNG_KEY, Recipe, explain
+from ...pipelines.recipe import PNG_KEY, Recipe
 from . import look, tabs
 from .engine import Engine
 from .jobs import Cancelled, Job, Update
-from .store import Session, Store
+from .store import Store, Visit
 
 QUEUE: dict[str, Any] = {"concurrency_id": "pipeline", "concurrency_limit": 1, "api_visibility": "private"}
 """Of every event that touches the pipeline."""
@@ -49,14 +50,14 @@ class Frame:
     engine: Engine
     store: Store
 
-    def session(self, request: gr.Request | None) -> Session:
+    def visit(self, request: gr.Request | None) -> Visit:
         """The visitor's session."""
         return self.store.of(request.session_hash if request else None)
 
     def work(
         self, tab: str, run: gr.Button, cancel: gr.Button, status: gr.HTML, inputs: Sequence[Any],
-        outputs: Sequence[Any], do: Callable[[Job, Session, Sequence[Any]], Any],
-        show: Callable[[Any, Session], Values],
+        outputs: Sequence[Any], do: Callable[[Job, Visit, Sequence[Any]], Any],
+        show: Callable[[Any, Visit], Values],
         during: Callable[[Update], Values] = lambda update: {},
     ) -> gr.events.Dependency:  # fmt: skip
         """Wire a button to long work: `do` in a thread, `during` for every update, `show` for the result.
@@ -66,7 +67,7 @@ class Frame:
         outputs = [status, run, cancel, *outputs]
 
         def ask(request: gr.Request) -> Values:
-            self.session(request).waiting[tab] = True
+            self.visit(request).waiting[tab] = True
             return {
                 run: gr.update(interactive=False),
                 cancel: gr.update(interactive=True),
@@ -74,29 +75,29 @@ class Frame:
             }
 
         def handle(request: gr.Request, *values: Any) -> Iterator[Values]:
-            session = self.session(request)
+            visit = self.visit(request)
             ready = {run: gr.update(interactive=True), cancel: gr.update(interactive=False)}
-            if session.waiting.pop(tab, True) is False:
+            if visit.waiting.pop(tab, True) is False:
                 yield {**ready, status: look.said("Cancelled.")}
                 return
-            job = session.jobs[tab] = Job()
+            job = visit.jobs[tab] = Job()
             found: list[str] = []
             try:
-                for update in job.run(lambda: _noting(found, lambda: do(job, session, values)), self.engine.thread):
+                for update in job.run(lambda: noting(found, lambda: do(job, visit, values)), self.engine.thread):
                     if isinstance(update, Update):
                         yield {status: look.progress(update), **during(update)}
                     else:
-                        shown = show(update, session)
+                        shown = show(update, visit)
                         yield {**ready, status: look.said("Done.", found), **shown}
             except Cancelled:
                 yield {**ready, status: look.said("Cancelled.")}
             except Exception as fault:
                 yield {**ready, status: look.note(sentence(fault))}
             finally:
-                session.jobs.pop(tab, None)
+                visit.jobs.pop(tab, None)
 
         def stop(request: gr.Request) -> Values:
-            self.session(request).stop(tab)
+            self.visit(request).stop(tab)
             return {status: look.said("Stopping …")}
 
         cancel.click(stop, None, [status], **AT_ONCE)
@@ -104,16 +105,16 @@ class Frame:
         done = begun.then(handle, list(inputs), outputs, show_progress="hidden", **QUEUE)
 
         def refused(request: gr.Request) -> Values:
-            self.session(request).waiting.pop(tab, None)
+            self.visit(request).waiting.pop(tab, None)
             ready = {run: gr.update(interactive=True), cancel: gr.update(interactive=False)}
             return {**ready, status: look.note("The line is full; try again in a minute.")}
 
         done.failure(refused, None, outputs[:3], **AT_ONCE)
         return done
 
-    def archive(self, session: Session, stem: str, results: dict[str, PictureSet]) -> str:
+    def archive(self, visit: Visit, stem: str, results: dict[str, PictureSet]) -> str:
         """A zip of finished sets, each with its sheet and recipe; its path."""
-        folder = session.new_folder(stem)
+        folder = visit.new_folder(stem)
         for name, result in results.items():
             write_set(result, folder / stem / name)
         return shutil.make_archive(str(folder / stem), "zip", folder, stem)
@@ -145,7 +146,7 @@ def all_tabs() -> list[Tab]:
     return sorted(found, key=lambda tab: tab.order)
 
 
-def _noting(found: list[str], do: Callable[[], Any]) -> Any:
+def noting(found: list[str], do: Callable[[], Any]) -> Any:
     """Run, and note what the controls warn of."""
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")

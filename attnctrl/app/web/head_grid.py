@@ -13,7 +13,7 @@ from ...embedded import MODELS, model_folder
 from ...evals.heads.atlas import Atlas
 from ...evals.heads.atlas_maps import digits, ends, signed
 from ...evals.heads.drawing import Head, pool, text_of
-from ...processors.attaching import ARCHITECTURES, architecture_of
+from ...processors.attaching import host_of, known_hosts
 from ...where import Where
 
 
@@ -22,11 +22,13 @@ def skeleton(model: str) -> SimpleNamespace:
     """What of a pipeline tells blocks and heads: its transformer without weights; LookupError if it is not here yet."""
     folder = model_folder(model) if model in MODELS else model
     try:
-        config = ARCHITECTURES[0].transformer.load_config(folder, subfolder="transformer", local_files_only=True)
-        cls = next(one.transformer for one in ARCHITECTURES if one.transformer.__name__ == config["_class_name"])
+        known = {one.edge.transformer.__name__: one.edge.transformer for one in known_hosts()}
+        loader: Any = next(iter(known.values()))
+        config = loader.load_config(folder, subfolder="transformer", local_files_only=True)
+        cls: Any = known[config["_class_name"]]
         with torch.device("meta"):
             return SimpleNamespace(transformer=cls.from_config(config))
-    except (OSError, KeyError, StopIteration, ValueError) as fault:
+    except (OSError, KeyError, ValueError) as fault:
         raise LookupError(model) from fault
 
 
@@ -47,7 +49,7 @@ def map_of(model: str, text: str | None = "", atlas: Atlas | None = None, object
         pipe = skeleton(model)
     except LookupError:
         return {"rows": [], "chosen": [], "key": None}
-    sites = architecture_of(pipe).sites(pipe.transformer)
+    sites = host_of(pipe).sites
     known = atlas if atlas and atlas.config.model == model and objective in atlas.plain else None
     rows: dict[int, dict[str, Any]] = {}
     for site in sites:

@@ -25,14 +25,14 @@ from ...pipelines.generate import PictureSet
 from ...pipelines.presets import HeadPreset, described, read_preset, shipped, write_preset
 from ...pipelines.recipe import Recipe
 from ...processors import SoftPAG
-from ...processors.attaching import architecture_of
+from ...processors.attaching import host_of
 from ..console import duration
 from . import look
 from .frame import Frame
 from .head_grid import skeleton
 from .jobs import Job
 from .settings import NAMES, Settings
-from .store import Session
+from .store import Visit
 
 PIXELS = [name for name, kind in KINDS.items() if kind.module == "pixels" and name != "color"]
 USUAL = [*PIXELS, "color:blue", "color:red", "color:green"]
@@ -60,19 +60,19 @@ def asked(values: Sequence[Any]) -> dict[str, Recipe]:
     return {kind: plain.model_copy(update={"control": one}) for kind, one in controls.items()}
 
 
-def draw(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Pictures:
+def draw(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> Pictures:
     """All three; the last plain and perturbed ones are kept, so that only what changed is drawn."""
     recipes = asked(values)
     frame.engine.check(recipes[PLAIN])
     steps = frame.engine.steps_of(recipes[PLAIN])
-    known = {kind: session.found(f"heads {kind}") for kind in recipes}
+    known = {kind: visit.found(f"heads {kind}") for kind in recipes}
     kept = {kind: one[1] for kind, one in known.items() if one and one[0] == recipes[kind]}
     job.plan(steps * (len(recipes) - len(kept)))
     found: Pictures = {}
     for kind, recipe in recipes.items():
         found[kind] = kept.get(kind) or frame.engine.draw(job, recipe, kind.capitalize(), steps)
         if kind != GUIDED:
-            session.keep((recipe, found[kind]), f"heads {kind}")
+            visit.keep((recipe, found[kind]), f"heads {kind}")
     return found
 
 
@@ -113,6 +113,11 @@ def drawn(frame: Frame, values: Sequence[Any], prompts: tuple[str, ...]) -> dict
         raise ControlError("there is no prompt; write one")
     if u <= 0 or w <= 0:
         raise ControlError("the atlas and the search draw guided pictures; choose u and w above 0")
+    if given["guidance_scale"] or given["true_cfg_scale"] or given["negative_prompt"] or "steps" in where:
+        raise ControlError(
+            "the atlas and the search use the model's own guidance at all steps; under Advanced, empty guidance scale, "
+            "true CFG, negative prompt and at steps"
+        )
     frame.engine.check(Recipe(prompts=prompts, **given))
     names = set(DrawnRun.model_fields) & set(given)
     return {name: given[name] for name in names} | {
@@ -121,13 +126,13 @@ def drawn(frame: Frame, values: Sequence[Any], prompts: tuple[str, ...]) -> dict
     }  # fmt: skip
 
 
-def folder_of(session: Session, config: DrawnRun) -> Path:
+def folder_of(visit: Visit, config: DrawnRun) -> Path:
     """The session's folder for a run; the same settings find it again, so that a cancelled run goes on."""
     key = hashlib.sha256(f"{type(config).__name__}{config.model_dump_json()}".encode()).hexdigest()
-    folder: Path | None = session.found(f"heads {key}")
+    folder: Path | None = visit.found(f"heads {key}")
     if folder is None or not folder.is_dir():
-        folder = session.new_folder("heads") / "run"
-    session.keep(folder, f"heads {key}")
+        folder = visit.new_folder("heads") / "run"
+    visit.keep(folder, f"heads {key}")
     return folder
 
 
@@ -140,7 +145,7 @@ def few(frame: Frame, pictures: int) -> None:
         )
 
 
-def draw_atlas(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Atlas:
+def draw_atlas(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> Atlas:
     """The atlas of the prompt, with its page; it is kept for other objectives."""
     wanted, *rest = values
     prompt = (rest[0] or "").strip()
@@ -149,11 +154,11 @@ def draw_atlas(frame: Frame, job: Job, session: Session, values: Sequence[Any]) 
     config = AtlasConfig(prompt=prompt, seed=int(rest[4 + NAMES.index("seed")] or 0), objectives=tuple(USUAL), **given)
     with frame.engine.pipe(config.model) as pipe:
         few(frame, 2 * len(pool(pipe, config.where)) + 1)
-        work = AtlasRun(pipe, config, {one: objective(one) for one in USUAL}, folder_of(session, config))
+        work = AtlasRun(pipe, config, {one: objective(one) for one in USUAL}, folder_of(visit, config))
         job.plan(work.expected)
         found = scored(work.run(job.part("Atlas")), name)
     write_atlas(found, work.ledger)
-    session.keep(found, ATLAS)
+    visit.keep(found, ATLAS)
     return found
 
 
@@ -191,19 +196,19 @@ def count(config: SearchConfig, heads: int) -> int:
 
 
 @contextmanager
-def hunting(frame: Frame, session: Session, config: SearchConfig) -> Iterator[Search]:
+def hunting(frame: Frame, visit: Visit, config: SearchConfig) -> Iterator[Search]:
     """A search, alone with its pipeline; ControlError for a larger one than the server draws."""
     name = config.objectives[0]
     with frame.engine.pipe(config.model) as pipe:
         few(frame, count(config, len(pool(pipe, config.where))))
-        yield Search(pipe, config, {name: objective(name)}, folder_of(session, config))
+        yield Search(pipe, config, {name: objective(name)}, folder_of(visit, config))
 
 
-def expect(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> str:
+def expect(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> str:
     """What a search will take, from one batch of it."""
     config = search_of(frame, values)
     job.part("Timing one batch")
-    with hunting(frame, session, config) as work:
+    with hunting(frame, visit, config) as work:
         return f"{budget(config, len(work.heads))}, about {duration(max(1, work.measure() * work.expected()))}."
 
 
@@ -215,11 +220,11 @@ def budget(config: SearchConfig, heads: int) -> str:
     )
 
 
-def search(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> tuple[str, str]:
+def search(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> tuple[str, str]:
     """The best set and what it gains; a search that was cancelled goes on."""
     config = search_of(frame, values)
     name = config.objectives[0]
-    with hunting(frame, session, config) as work:
+    with hunting(frame, visit, config) as work:
         job.plan(work.expected())
         work.run(job.part("Search"))
         heads, gain, error = work.best(name)
@@ -237,8 +242,8 @@ def fitting(model: str) -> list[str]:
         pipe = skeleton(model)
     except LookupError:
         return [name for name in shipped() if read_preset(name).model == model]
-    sites = architecture_of(pipe).sites(pipe.transformer)
-    shape = architecture_of(pipe).name, sites[-1].index + 1, sites[0].heads
+    sites = host_of(pipe).sites
+    shape = host_of(pipe).edge.name, sites[-1].index + 1, sites[0].heads
     found = [(name, read_preset(name)) for name in shipped()]
     return [
         name
@@ -264,7 +269,7 @@ def loaded(frame: Frame, source: str | None, model: str) -> tuple[HeadPreset, st
     return preset, f"{preset.name} ({preset.status}):{gain} {preset.source}."
 
 
-def saved(frame: Frame, session: Session, name: str | None, values: Sequence[Any]) -> str:
+def saved(frame: Frame, visit: Visit, name: str | None, values: Sequence[Any]) -> str:
     """The path of a preset of the heads, u and w that the components have."""
     where = asked(("-", *values[1:]))[GUIDED].control[0].where
     model = values[4 + NAMES.index("model")]
@@ -274,7 +279,7 @@ def saved(frame: Frame, session: Session, name: str | None, values: Sequence[Any
             name=stem, heads=text_of(pool(pipe, where)), u=values[2], strength=values[3], source="app",
             status="unmeasured", **described(pipe, model),
         )  # fmt: skip
-    return str(write_preset(preset, session.new_folder("preset") / f"{stem}.json"))
+    return str(write_preset(preset, visit.new_folder("preset") / f"{stem}.json"))
 
 
 def restored(frame: Frame, path: str | None) -> list[Any]:

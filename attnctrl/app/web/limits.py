@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...descriptions import Description
 from ...embedded import MODELS
 from ...errors import ControlError
 
 
-class Limits(BaseModel):
+class Limits(Description):
     """Enforced on the server, whatever the page sends; sides in pixels, times in seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     side: int = Field(1024, ge=16)
     embedded_side: int = Field(128, ge=16)

@@ -35,7 +35,6 @@ CSS = """
 .ac-gallery .thumbnail-lg .caption-label { position: static; display: block; max-width: none; padding: .15rem .1rem 0;
   border: 0; background: none; text-align: left; font-size: .78rem; white-space: normal; line-height: 1.25; }
 .ac-flush .html-container { padding: 0; }
-.ac-small img { image-rendering: auto; }
 .ac-table { overflow-x: auto; }
 .ac-table table { border-collapse: separate; border-spacing: 2px; font-size: .85rem;
   font-variant-numeric: tabular-nums; }

@@ -15,7 +15,7 @@ from ...errors import ControlError
 from .jobs import Job
 
 
-class Session:
+class Visit:
     """One visitor's results, files and running job."""
 
     def __init__(self, root: Path, keeps: int) -> None:
@@ -80,30 +80,30 @@ class Store:
     def __init__(self, sessions: int, results: int, keep: float) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="attnctrl-app-"))
         self._most, self._results, self._keep = sessions, results, keep
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, Visit] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def of(self, name: str | None) -> Session:
+    def of(self, name: str | None) -> Visit:
         """The session of a hash, new or known; idle ones that are too old or too many go."""
         with self._lock:
             self._sweep()
-            session = self._sessions.pop(name or "", None) or Session(self.root, self._results)
-            self._sessions[name or ""] = session
-            session.used = time.monotonic()
+            visit = self._sessions.pop(name or "", None) or Visit(self.root, self._results)
+            self._sessions[name or ""] = visit
+            visit.used = time.monotonic()
             idle = [key for key, one in self._sessions.items() if not one.busy and key != (name or "")]
             for key in idle[: max(0, len(self._sessions) - self._most)]:
                 self._sessions.pop(key).close()
-            return session
+            return visit
 
     def drop(self, name: str | None) -> None:
         """A visitor left."""
         with self._lock:
-            session = self._sessions.pop(name or "", None)
-        if session:
-            session.close()
+            visit = self._sessions.pop(name or "", None)
+        if visit:
+            visit.close()
 
     def sweep(self) -> None:
         """Remove what is too old."""
@@ -113,8 +113,8 @@ class Store:
     def close(self) -> None:
         """Remove everything."""
         with self._lock:
-            for session in self._sessions.values():
-                session.close()
+            for visit in self._sessions.values():
+                visit.close()
             self._sessions.clear()
         shutil.rmtree(self.root, ignore_errors=True)
 

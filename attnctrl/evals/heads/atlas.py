@@ -19,7 +19,7 @@ from ...errors import NoEffectWarning, OverGuidanceWarning
 from ...pipelines.generate import check_size, environment
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
-from ...processors.attaching import architecture_of
+from ...processors.attaching import host_of
 from ..ledger import Ledger, processes, write_file
 from ..objectives import Objective
 from .drawing import DrawnRun, Head, Shot, heads_of, identity, pool, text_of
@@ -129,7 +129,7 @@ class AtlasRun:
         self.state.wait_for_everyone()
         self.ledger.read()
         rows = {shot.heads: row for b in batches for shot, row in zip(b, self.ledger.done[identity(b)], strict=True)}
-        sites = architecture_of(self.pipe).sites(self.pipe.transformer)
+        sites = host_of(self.pipe).sites
         return Atlas(
             config=self.config,
             folder=self.folder,

@@ -9,7 +9,7 @@ import numpy as np
 from ...embedded import intervals
 from ...pipelines.generate import check_size
 from ...pipelines.mixin import ControlledPipeline
-from ...pipelines.presets import Effect
+from ...pipelines.presets import Measured
 from ..objectives import Objective
 from .drawing import Drawing, Head, Shot, heads_of, text_of
 
@@ -26,7 +26,7 @@ def effect(
     random_sets: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> Effect:
+) -> Measured:
     """The paired effect of `heads` on held-out pairs of prompt and seed, and that of random sets drawn from `among`."""
     check_size(pipe, drawing.height, drawing.width)
     size = len(heads_of(heads))
@@ -38,7 +38,7 @@ def effect(
             progress(i + 1, len(sets))
     gaps = {text: scores[text] - scores[""] for text in sets[1:]}
     others = [float(gaps[text].mean()) for text in sets[2:]]
-    return Effect(
+    return Measured(
         objective=objective.name,
         pictures=len(pairs),
         plain=round(float(scores[""].mean()), 6),

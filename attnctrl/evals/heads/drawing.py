@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...descriptions import Description
 from ...pipelines.mixin import ControlledPipeline
 from ...processors import SoftPAG
 from ...where import Where, listed_heads
@@ -84,10 +85,8 @@ class Drawing:
         ]
 
 
-class DrawnRun(BaseModel):
+class DrawnRun(Description):
     """What every run that draws pictures with heads depends on; the numbers that are None are the model's own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     objectives: tuple[str, ...] = Field(min_length=1)
@@ -127,8 +126,8 @@ def text_of(heads: Sequence[Head]) -> str:
 
 def pool(pipe: Any, where: Where) -> list[Head]:
     """Every head that a Where chooses, in order."""
-    from ...processors.attaching import architecture_of
+    from ...processors.attaching import host_of
 
-    sites = architecture_of(pipe).sites(pipe.transformer)
+    sites = host_of(pipe).sites
     chosen = where.select(sites)
     return sorted({(sites[i].index, h) for i, some in chosen.items() for h in (some or range(sites[i].heads))})

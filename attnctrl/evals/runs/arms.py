@@ -11,17 +11,20 @@ from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from ...control import Reference
+from ...control import Control
+from ...descriptions import Description, explain
 from ...errors import ControlError
 from ...layout import Site
-from ...pipelines.recipe import explain, read_recipe
-from ...processors import CONTROLS, AnyControl, SharingControl
+from ...pipelines.recipe import AnyControl, read_recipe
+from ...processors import SharingControl
+from ...reference import Reference
+from ...registry import control_class, control_of, controls
+from ...written import split
 from .sets import StyleSet
 
 PLAIN, COPY = "plain", "copy"
-KINDS = MappingProxyType({control.model_fields["kind"].default: control for control in CONTROLS})
 VARIANTS = MappingProxyType(
     {
         "alignedgen": "aligned",
@@ -42,24 +45,21 @@ _WHERE = ("blocks", "heads", "steps")
 _GIVEN = ("kind", "reference", "where")
 _OPTIONS = ("negative_prompt", "height", "width", "num_inference_steps", "guidance_scale", "true_cfg_scale")
 _STANDIN = Reference(picture=Image.new("RGB", (8, 8)), caption="the set's reference")
-_CONTROLS: TypeAdapter[tuple[AnyControl, ...]] = TypeAdapter(tuple[AnyControl, ...])
 
 
-class Arm(BaseModel):
+class Arm(Description):
     """One method of a run: its controls, what it changes of the pipeline's call, and its place in a sweep.
 
     `copies`: the leader's picture stands for every picture, the baseline that no method may lose to nor be. `series` is
     the name without its swept values; `swept` are these.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     control: tuple[AnyControl, ...] = ()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     copies: bool = False
     series: str = ""
-    swept: dict[str, Any] = {}
+    swept: dict[str, Any] = Field({})
 
     @property
     def slug(self) -> str:
@@ -71,7 +71,7 @@ class Arm(BaseModel):
         """The controls that make pictures follow a leader."""
         return [control for control in self.control if isinstance(control, SharingControl)]
 
-    def on(self, one: StyleSet) -> tuple[AnyControl, ...]:
+    def on(self, one: StyleSet) -> tuple[Control, ...]:
         """The controls for a set: its reference picture leads where the arm brings none of its own."""
         if one.reference is None:
             return self.control
@@ -118,7 +118,7 @@ def arms(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[Arm, ...]:
     settings: `aligned:strength=0.3;blocks=0-3`. A sweep, `strength=0.1,0.3,1`, takes the place of every arm that has
     that setting by one arm a value; several sweeps make all combinations. Raises ControlError.
     """
-    texts = [text for part in methods for text in _parts(part)]
+    texts = [text for part in methods for text in split(part)]
     texts = [one for text in texts for one in GROUPS.get(text, (text,))]
     if not texts:
         raise ControlError(f"no method is given; name some of {', '.join(_names())}, or a recipe.json")
@@ -135,7 +135,7 @@ def _arm(text: str) -> Arm:
     name, _, settings = text.partition(":")
     if name in GROUPS:
         raise ControlError(f"{name} is a group of methods and takes no settings; give them to one method")
-    values = dict(_setting(part) for part in settings.split(";") if part.strip())
+    values = dict(_setting(part) for part in split(settings, ";"))
     if name.endswith((".json", ".png")):
         recipe = read_recipe(name)
         options = {key: value for key, value in recipe.arguments().items() if key in _OPTIONS}
@@ -144,8 +144,8 @@ def _arm(text: str) -> Arm:
         base = Arm(name=name, copies=name == COPY)
     elif name in VARIANTS:
         kind, _, own = VARIANTS[name].partition(":")
-        base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in own.split(";") if p))]))
-    elif name in KINDS:
+        base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in split(own, ";")))]))
+    elif name in controls():
         base = Arm(name=name, control=_controls([_described(name, {})]))
     else:
         near = get_close_matches(name, [*_names(), *GROUPS], n=1)
@@ -164,7 +164,7 @@ def _swept(found: Iterable[Arm], sweeps: Sequence[str]) -> list[Arm]:
     result = list(found)
     for sweep in sweeps:
         key, equals, texts = sweep.partition("=")
-        values = [_setting(f"{key}={text}")[1] for text in _parts(texts)]
+        values = [_setting(f"{key}={text}")[1] for text in split(texts)]
         if not equals or not values:
             raise ControlError(f"--sweep {sweep}: write a setting and its values, such as strength=0.1,0.3,1")
         if not any(_has(arm, key) for arm in result):
@@ -210,15 +210,15 @@ def _described(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {"kind": kind, **{k: v for k, v in values.items() if k not in _WHERE}}
     if where := {k: v for k, v in values.items() if k in _WHERE}:
         body["where"] = where
-    field = KINDS[kind].model_fields.get("reference")
+    field = control_class(kind).model_fields.get("reference")
     if field is not None and field.is_required():
         body["reference"] = _STANDIN
     return body
 
 
-def _controls(bodies: Sequence[dict[str, Any]]) -> tuple[AnyControl, ...]:
+def _controls(bodies: Sequence[dict[str, Any]]) -> tuple[Control, ...]:
     try:
-        return _CONTROLS.validate_python(tuple(bodies))
+        return tuple(control_of(body) for body in bodies)
     except ValidationError as fault:
         raise ControlError(f"a method's settings: {explain(fault)}") from None
 
@@ -237,17 +237,5 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _parts(text: str) -> list[str]:
-    """Split at commas that stand in no brackets."""
-    found, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth == 0:
-            found.append("")
-        else:
-            found[-1] += letter
-    return [part.strip() for part in found if part.strip()]
-
-
 def _names() -> list[str]:
-    return [PLAIN, COPY, *KINDS, *VARIANTS]
+    return [PLAIN, COPY, *controls(), *VARIANTS]

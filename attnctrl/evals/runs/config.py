@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ...descriptions import Description
 from ...pipelines.recipe import Environment
 from .arms import Arm
 from .sets import StyleSet
@@ -16,15 +17,13 @@ from .sets import StyleSet
 SETS = "sets.jsonl"
 
 
-class RunConfig(BaseModel):
+class RunConfig(Description):
     """All that a run depends on; the same values give the same pictures and figures, byte for byte.
 
     `arms` are drawn for every set of `sets` (named as given, `sets_digest` is of their content). A set's seed is a hash
     of `seed` and its id. `threads` a process and `batch_size` matter: floating point depends on both. None is the
     model's own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: int = Field(1, ge=1, le=1)
     kind: str = "style"
@@ -35,12 +34,11 @@ class RunConfig(BaseModel):
     baseline: str
     metrics: tuple[str, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
-    repeats: int = Field(1, ge=1)
     num_inference_steps: int | None = Field(None, gt=0)
     height: int | None = Field(None, gt=0)
     width: int | None = Field(None, gt=0)
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = None
+    guidance_scale: float | None = Field(None, ge=0.0)
+    true_cfg_scale: float | None = Field(None, ge=0.0)
     negative_prompt: str | None = None
     batch_size: int = Field(8, ge=2)
     threads: int = Field(1, ge=1)
@@ -65,14 +63,12 @@ class RunConfig(BaseModel):
         return next(arm for arm in self.arms if arm.name == name)
 
 
-class Row(BaseModel):
+class Row(Description):
     """One set drawn by one arm; `failed` says why there is nothing, `warned` what was odd.
 
     `seconds` to draw, `measuring` to save and measure; `peak_mib`: the GPU's peak, on a CPU the process's (begun anew
     where the system can). `pictures`: file below the run's folder to the SHA-256 of its bytes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     set: str
     arm: str
@@ -80,8 +76,8 @@ class Row(BaseModel):
     seconds: float = 0.0
     measuring: float = 0.0
     peak_mib: float = 0.0
-    pictures: dict[str, str] = {}
-    values: dict[str, float | None] = {}
+    pictures: dict[str, str] = Field({})
+    values: dict[str, float | None] = Field({})
     failed: str | None = None
     warned: str | None = None
 
@@ -91,10 +87,9 @@ class Row(BaseModel):
         return self.arm, self.set
 
 
-def seed_of(seed: int, name: str, repeat: int = 0) -> int:
+def seed_of(seed: int, name: str) -> int:
     """A set's own seed, from the run's: the same on any machine."""
-    text = f"{seed}:{name}" if repeat == 0 else f"{seed}:{name}:{repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
 
 
 def digest(sets: Sequence[StyleSet]) -> str:

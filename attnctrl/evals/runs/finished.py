@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from ...descriptions import explain
 from ...errors import ControlError
-from ...pipelines.recipe import explain
 from ..ledger import CONFIG, entries
 from .arms import Arm
 from .config import SETS, Row, RunConfig, digest

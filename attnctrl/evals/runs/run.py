@@ -16,12 +16,13 @@ import torch
 from PIL import Image, PngImagePlugin
 from pydantic import ValidationError
 
+from ...descriptions import explain
 from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
 from ...pipelines.generate import check_arguments, check_size, environment, generate
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
-from ...pipelines.recipe import PNG_KEY, Recipe, explain
-from ...processors.attaching import architecture_of
+from ...pipelines.recipe import PNG_KEY, Recipe
+from ...processors.attaching import host_of
 from ..ledger import Ledger, processes, write_file
 from ..metrics.metric import DrawnSet, Metric
 from . import memory
@@ -51,7 +52,7 @@ class Run:
         folder: Path,
     ) -> None:
         torch.set_num_threads(config.threads)
-        sites = architecture_of(pipe).sites(pipe.transformer)
+        sites = host_of(pipe).sites
         for arm in config.arms:
             arm.check_model(sites)
             options = config.options(arm)
@@ -113,11 +114,9 @@ class Run:
             peak = memory.peak_mib()
             files = self._saved(arm, one, pictures, recipe)
             values = self._measured(one, pictures)
-        except (OSError, KeyboardInterrupt) as fault:
-            if isinstance(fault, OSError) and fault.errno not in _DISK:
-                return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
-            raise
         except Exception as fault:
+            if isinstance(fault, OSError) and fault.errno in _DISK:
+                raise
             return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
         return Row(
             set=one.id, arm=arm.name, seed=seed, seconds=round(drawn - begin, 4),

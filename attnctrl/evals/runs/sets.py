@@ -7,24 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from ...descriptions import Description, explain
 from ...errors import ControlError
 from ...pictures import DATA_URI, Picture, read_picture
-from ...pipelines.recipe import explain
 
 SHIPPED = Path(__file__).parents[1] / "sets"
 
 
-class StyleSet(BaseModel):
+class StyleSet(Description):
     """One line of a JSONL file of sets.
 
     `prompts`: what is drawn, the first one leads; `subjects`: what each shows without the style ("a fox"), for text
     alignment and subject fidelity; `style`: the style's name. `reference`: a picture that leads in place of the first
     prompt, a path beside the file or a data URI, and its `caption`. `id` names files: letters, digits, . _ -
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     prompts: tuple[str, ...] = Field(min_length=1)

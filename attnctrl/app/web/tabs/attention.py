@@ -22,7 +22,7 @@ from ..engine import enlarged
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
 from ..jobs import Job
 from ..settings import NAMES, Settings, settings
-from ..store import Session
+from ..store import Visit
 
 EXAMPLES = ["a red fox, comic", "a penguin, watercolor", "a guitar, neon sign"]
 EVERY = "all"
@@ -38,7 +38,7 @@ SHOWN = 24
 """Overlays of single blocks at most."""
 
 
-def watch(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> tuple[PictureSet, Observation]:
+def watch(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> tuple[PictureSet, Observation]:
     """One run of the pipeline, its attention recorded."""
     prompt, *rest = values
     given, where = Settings.read(rest)
@@ -164,18 +164,18 @@ def build(frame: Frame) -> None:
             heads_table(seen, statistic, where),
         ]  # fmt: skip
 
-    def show(found: tuple[PictureSet, Observation], session: Session) -> Values:
+    def show(found: tuple[PictureSet, Observation], visit: Visit) -> Values:
         made, seen = found
         heads = [EVERY, *(f"H{i}" for i in range(seen.maps.shape[3]))]
         first = seen.words[-1] if len(seen.words) == 1 else seen.words[0]
         pictures = views_of(seen, first, [EVERY] * 3, next(iter(STATISTICS)))
         return {
-            picture: enlarged(seen.image, 384), kept: session.keep(seen), taken["seed"]: made.recipe.seed,
+            picture: enlarged(seen.image, 384), kept: visit.keep(seen), taken["seed"]: made.recipe.seed,
             word: gr.update(choices=list(seen.words), value=first),
             block: gr.update(choices=[EVERY, *seen.blocks], value=EVERY),
             head: gr.update(choices=heads, value=EVERY),
             step: gr.update(choices=[EVERY, *map(str, seen.steps)], value=EVERY),
-            download: gr.update(value=frame.archive(session, "attention", {"picture": made}), interactive=True),
+            download: gr.update(value=frame.archive(visit, "attention", {"picture": made}), interactive=True),
             **dict(zip(drawn, pictures, strict=True)),
         }  # fmt: skip
 
@@ -183,7 +183,7 @@ def build(frame: Frame) -> None:
         if not name:
             return [gr.skip()] * 5
         try:
-            seen: Observation = frame.session(request).result(name)
+            seen: Observation = frame.visit(request).result(name)
             return [*views_of(seen, rest[0], rest[1:], statistic), gr.skip()]
         except Exception as fault:
             return [*[gr.skip()] * 4, look.note(sentence(fault))]

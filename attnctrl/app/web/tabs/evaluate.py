@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -18,23 +17,20 @@ from ....embedded import MODELS
 from ....errors import ControlError
 from ....evals.metrics.kinds import EMBEDDED, FRECHET, GENERAL
 from ....evals.metrics.kinds import metrics as named
-from ....evals.runs.arms import arms
+from ....evals.runs.arms import COPY, PLAIN, VARIANTS, arms
 from ....evals.runs.config import RunConfig
 from ....evals.runs.report import PAGE, write_report
 from ....evals.runs.run import Run
 from ....evals.runs.sets import StyleSet, read_sets, spread
+from ....registry import controls
+from ...options import follows
 from .. import look
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
 from ..jobs import Job
 from ..settings import Settings, settings
-from ..store import Session
+from ..store import Visit
 
-METHODS = {
-    "Plain": "plain",
-    "The leader copied (a check)": "copy",
-    "Naive sharing": "naive",
-    "StyleAligned": "stylealigned",
-    "AlignedGen": "alignedgen",
+ABLATION = {
     "AlignedGen without ShiftPE": "alignedgen-no-shiftpe",
     "AlignedGen without AdaIN": "alignedgen-no-adain",
     "AlignedGen, lambda 1": "alignedgen-no-lambda",
@@ -44,11 +40,12 @@ USUAL = ["Plain", "Naive sharing", "StyleAligned", "AlignedGen"]
 EMBEDDED_SETS, OWN = "The embedded world's 100 sets", "My own sets (JSONL)"
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A run's folder."""
-
-    folder: Path
+def methods_offered() -> dict[str, str]:
+    """The arms of a run by title: every method that can do without a picture, and the ablation."""
+    papers = {kind: name for name, kind in VARIANTS.items()}
+    kinds = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items() if not follows(cls)]
+    sharing = {title: papers.get(kind, kind) for title, kind in kinds}
+    return {"Plain": PLAIN, "The leader copied (a check)": COPY, **sharing, **ABLATION}
 
 
 def config_of(frame: Frame, values: Sequence[Any]) -> tuple[RunConfig, tuple[StyleSet, ...]]:
@@ -61,7 +58,8 @@ def config_of(frame: Frame, values: Sequence[Any]) -> tuple[RunConfig, tuple[Sty
     given, where = Settings.read(rest)
     sweeps = [f"strength={strengths.strip()}"] if (strengths or "").strip() else []
     sweeps += [f"{name}={text}" for name, text in where.items()]
-    texts = [METHODS[name] for name in methods]
+    offered = methods_offered()
+    texts = [offered[name] for name in methods]
     return prepared(frame, texts, sweeps, upload if source == OWN else None, int(count), given)
 
 
@@ -97,18 +95,18 @@ def own_sets(path: str) -> tuple[StyleSet, ...]:
         raise ControlError(str(fault).replace(str(path), Path(path).name)) from None
 
 
-def run(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Finished:
+def run(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> Path:
     """Run what the components' values describe."""
-    return perform(frame, job, session, *config_of(frame, values))
+    return perform(frame, job, visit, *config_of(frame, values))
 
 
-def perform(frame: Frame, job: Job, session: Session, config: RunConfig, sets: Sequence[StyleSet]) -> Finished:
-    """Run, or go on with a run; the same settings in one session use the same folder."""
+def perform(frame: Frame, job: Job, visit: Visit, config: RunConfig, sets: Sequence[StyleSet]) -> Path:
+    """Run, or go on with a run: its folder, which is the same for the same settings in one session."""
     key = "run " + hashlib.sha256(f"{config.model_dump_json()}{[one.id for one in sets]}".encode()).hexdigest()
-    folder: Path | None = session.found(key)
+    folder: Path | None = visit.found(key)
     if folder is None or not folder.is_dir():
-        folder = session.new_folder("run") / "run"
-        session.keep(folder, key)
+        folder = visit.new_folder("run") / "run"
+        visit.keep(folder, key)
     job.plan(len(config.arms) * len(sets))
     progress = job.part("Sets x methods")
     measures = named(config.metrics)
@@ -120,14 +118,14 @@ def perform(frame: Frame, job: Job, session: Session, config: RunConfig, sets: S
         raise ControlError(f"every item failed; the first: {failed[0].failed}")
     job.part("Writing the report")
     write_report(folder)
-    return Finished(folder)
+    return folder
 
 
 def build(frame: Frame) -> None:
     """Lay the tab out and wire it."""
     with gr.Row(elem_classes="ac-row"):
         with gr.Column(scale=2, min_width=320):
-            methods = gr.CheckboxGroup(list(METHODS), value=USUAL, label="Methods", elem_id="eval-methods")
+            methods = gr.CheckboxGroup(list(methods_offered()), value=USUAL, label="Methods", elem_id="eval-methods")
             strengths = gr.Textbox(label="Strengths to sweep", placeholder="empty: 1; or 0.15,0.5,1", max_lines=1)
             source = gr.Radio([EMBEDDED_SETS, OWN], value=EMBEDDED_SETS, label="Sets")
             upload = gr.File(label="Sets, one JSON a line", file_types=[".jsonl"], visible=False, height=120)
@@ -144,15 +142,15 @@ def build(frame: Frame) -> None:
                 whole = gr.DownloadButton("The whole run (zip)", interactive=False)
     shown = gr.HTML(elem_id="eval-shown")
 
-    def show(found: Finished, session: Session) -> Values:
-        archive = shutil.make_archive(str(found.folder.parent / "run"), "zip", found.folder.parent, "run")
-        text = (found.folder / PAGE).read_text(encoding="utf-8").replace(" autofocus>", ">")  # blocked in a sandbox
+    def show(folder: Path, visit: Visit) -> Values:
+        archive = shutil.make_archive(str(folder.parent / "run"), "zip", folder.parent, "run")
+        text = (folder / PAGE).read_text(encoding="utf-8").replace(" autofocus>", ">")  # blocked in a sandbox
         frame_of = (
             f'<iframe title="Report of the run" sandbox="allow-scripts" loading="lazy" srcdoc="{escape(text)}" '
             'style="width:100%;height:78vh;border:1px solid var(--border-color-primary);border-radius:10px"></iframe>'
         )
         return {
-            page: gr.update(value=str(found.folder / PAGE), interactive=True),
+            page: gr.update(value=str(folder / PAGE), interactive=True),
             whole: gr.update(value=archive, interactive=True),
             shown: frame_of,
         }

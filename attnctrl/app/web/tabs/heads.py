@@ -36,7 +36,7 @@ from ..head_work import (
 )
 from ..jobs import Update
 from ..settings import NAMES, settings
-from ..store import Session
+from ..store import Visit
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,13 @@ def _wire_runs(frame: Frame, parts: Parts, again: tuple[Any, ...]) -> None:
     outputs = [*parts.shown.values(), *parts.captions.values(), parts.slider, parts.download, parts.seed]
     work = partial(frame.work, status=status)
 
-    def page_of(found: Atlas, session: Session) -> Values:
+    def page_of(found: Atlas, visit: Visit) -> Values:
         return {page: gr.update(value=str(found.folder / "atlas.html"), interactive=True)}
 
-    def best(found: tuple[str, str], session: Session) -> Values:
+    def best(found: tuple[str, str], visit: Visit) -> Values:
         return {kept[1]: found[0], status: look.said(found[1])}
 
-    def expected(says: str, session: Session) -> Values:
+    def expected(says: str, visit: Visit) -> Values:
         return {status: look.said(says)}
 
     def during(update: Update) -> Values:
@@ -199,14 +199,14 @@ def _wire_presets(frame: Frame, parts: Parts, again: tuple[Any, ...]) -> None:
     """Loading and saving presets, restoring recipes."""
     (shelf, upload, name, save, file), (_, heads, u, w, *_) = parts.presets, parts.kept
 
-    def put(session: Session, source: str | None, model: str) -> list[Any]:
+    def put(visit: Visit, source: str | None, model: str) -> list[Any]:
         preset, says = loaded(frame, source, model)
         return [preset.heads.replace(",", " "), preset.u, min(preset.strength, LARGEST_W), look.said(says)]
 
-    def write(session: Session, stem: str, *values: Any) -> list[Any]:
-        return [saved(frame, session, stem, values), look.said("Saved.")]
+    def write(visit: Visit, stem: str, *values: Any) -> list[Any]:
+        return [saved(frame, visit, stem, values), look.said("Saved.")]
 
-    def back(session: Session, path: str | None) -> list[Any]:
+    def back(visit: Visit, path: str | None) -> list[Any]:
         return restored(frame, path)
 
     for event, source in ((shelf.input, shelf), (upload.upload, upload)):
@@ -234,16 +234,16 @@ def _wire_changes(parts: Parts, again: tuple[Any, ...]) -> None:
         event(None, [parts.live, heads], None, js=LIVE.replace("WAIT", str(wait)))
 
 
-def _remapped(session: Session, text: str, model: str, wanted: str | None) -> list[Any]:
-    return [map_of(model, text, session.found(ATLAS), (wanted or "").strip()), gr.skip()]
+def _remapped(visit: Visit, text: str, model: str, wanted: str | None) -> list[Any]:
+    return [map_of(model, text, visit.found(ATLAS), (wanted or "").strip()), gr.skip()]
 
 
-def _shown(frame: Frame, parts: Parts, found: Pictures, session: Session) -> Values:
-    last: Path | None = session.found("heads zip")
+def _shown(frame: Frame, parts: Parts, found: Pictures, visit: Visit) -> Values:
+    last: Path | None = visit.found("heads zip")
     if last:  # Gradio keeps its own copy of what is downloaded
         shutil.rmtree(last.parent, ignore_errors=True)
-    archive = Path(frame.archive(session, "heads", found))
-    session.keep(archive, "heads zip")
+    archive = Path(frame.archive(visit, "heads", found))
+    visit.keep(archive, "heads zip")
     large = {kind: enlarged(one.pictures[0], 384) for kind, one in found.items()}
     return {
         **{parts.shown[kind]: one for kind, one in large.items()},
@@ -265,7 +265,7 @@ def _safely(frame: Frame, do: Callable[..., list[Any]], count: int, empty: Any =
 
     def run(request: gr.Request, *values: Any) -> list[Any]:
         try:
-            return do(frame.session(request), *values)
+            return do(frame.visit(request), *values)
         except Exception as fault:
             return [*[gr.skip() if empty is None else empty] * count, look.note(sentence(fault))]
 

@@ -10,23 +10,21 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ....control import Control, Reference
+from ....control import Control
 from ....errors import ControlError
 from ....pipelines.generate import PictureSet
 from ....pipelines.recipe import Recipe
-from ....processors import SHARING, SharingControl
+from ....processors import SharingControl
+from ....reference import Reference
+from ....registry import control_class, controls
+from ...options import follows
 from .. import look
 from ..engine import enlarged
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
 from ..jobs import Job, Update
 from ..settings import NAMES, Settings, settings
-from ..store import Session
+from ..store import Visit
 
-KINDS = {control.model_fields["kind"].default: control for control in SHARING}
-METHODS = [
-    ("AlignedGen", "aligned"), ("StyleAligned", "stylealigned"), ("Naive sharing", "naive"),
-    ("FreeCus (keeps a subject)", "freecus"),
-]  # fmt: skip
 PRESETS = {
     "AlignedGen, half strength": ("aligned", 0.5),
     "AlignedGen, gentle": ("aligned", 0.15),
@@ -63,24 +61,24 @@ def asked(values: Sequence[Any]) -> tuple[Recipe, Recipe]:
         if picture is None:
             raise ControlError("a picture is to lead, and there is none; drop one, or let the first prompt lead")
         options["reference"] = Reference(picture=picture, caption=caption or "", mask=mask)
-    elif method == "freecus":
-        raise ControlError("FreeCus keeps the subject of a picture: choose that a picture leads, and drop it")
+    elif follows(control_class(method)):
+        raise ControlError(f"{method} keeps the subject of a picture: choose that a picture leads, and drop it")
     elif len(prompts) < 2:
         raise ControlError("one prompt has nothing to share a style with; write two or more, or let a picture lead")
-    control: Control = KINDS[method](**options)
+    control: Control = control_class(method)(**options)
     return plain, plain.model_copy(update={"control": (control,)})
 
 
-def draw(frame: Frame, job: Job, session: Session, values: Sequence[Any]) -> Pair:
+def draw(frame: Frame, job: Job, visit: Visit, values: Sequence[Any]) -> Pair:
     """Both sets; the plain one is kept, so that another strength costs one run."""
     plain, aligned = asked(values)
     frame.engine.check(plain)
     steps = frame.engine.steps_of(plain)
     key = f"plain {plain.dump()}"
-    known: PictureSet | None = session.found(key)
+    known: PictureSet | None = visit.found(key)
     job.plan(steps if known else 2 * steps)
     first = known or frame.engine.draw(job, plain, "Plain", steps)
-    session.keep(first, key)
+    visit.keep(first, key)
     return Pair(first, frame.engine.draw(job, aligned, "Aligned", steps))
 
 
@@ -126,7 +124,8 @@ def build(frame: Frame) -> None:
                     mask = gr.Image(show_label=False, type="pil", format="png", height=140, sources=["upload"])
             preset = gr.Dropdown(list(PRESETS), value=next(iter(PRESETS)), label="Preset")
             with gr.Row():
-                method = gr.Dropdown(METHODS, value="aligned", label="Method", min_width=140)
+                sharing = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items()]
+                method = gr.Dropdown(sharing, value="aligned", label="Method", min_width=140)
                 strength = gr.Slider(0, 2, 0.5, step=0.05, label="Strength", info="0 off, 1 as published")
             chosen = settings(frame.engine)
             with gr.Row():
@@ -155,17 +154,17 @@ def build(frame: Frame) -> None:
         shown = [enlarged(picture) for _, picture in sorted((update.previews or {}).items())]
         return {plain if update.doing == "Plain" else aligned: shown} if shown else {}
 
-    def show(found: Pair, session: Session) -> Values:
+    def show(found: Pair, visit: Visit) -> Values:
         recipe = found.aligned.recipe
         sets = {"plain": found.plain, "aligned": found.aligned}
         return {
             plain: _shown(found.plain), aligned: _shown(found.aligned), slider: _pair(found, len(recipe.prompts) - 1),
-            download: gr.update(value=frame.archive(session, "style-set", sets), interactive=True),
-            kept: session.keep(found), chosen["seed"]: recipe.seed,
+            download: gr.update(value=frame.archive(visit, "style-set", sets), interactive=True),
+            kept: visit.keep(found), chosen["seed"]: recipe.seed,
         }  # fmt: skip
 
     def compare(name: str, event: gr.SelectData, request: gr.Request) -> Any:
-        return _pair(frame.session(request).result(name), int(event.index)) if name else gr.skip()
+        return _pair(frame.visit(request).result(name), int(event.index)) if name else gr.skip()
 
     outputs = [plain, aligned, slider, download, kept, chosen["seed"]]
     frame.work("set", run, cancel, status, inputs, outputs, partial(draw, frame), show, during)

@@ -1,0 +1,91 @@
+"""Regions of a picture as data: a box, a mask, and what they make together; read as tokens or weights on any grid."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from pydantic import Field, model_validator
+
+from .descriptions import Description
+from .errors import ControlError
+from .pictures import Picture, fit_picture
+
+FINE = 8
+"""A box is drawn so many times finer than the grid, so that a token knows how much of it lies inside."""
+
+
+class Region(Description):
+    """A part of a picture: a `box`, a `mask`, or a union, intersection or difference of `parts`.
+
+    box: (left, top, right, bottom) as shares of the frame. mask: white inside, a path or a picture of any size, fitted
+    to
+    the frame. edge: softness in tokens, the deviation of a Gaussian; 0 leaves a hard edge. `a | b`, `a & b` and `a - b`
+    make regions of regions. Raises ValidationError for a box outside of the frame, and for anything but one of the
+    three.
+    """
+
+    box: tuple[float, float, float, float] | None = None
+    mask: Picture | None = None
+    joined: Literal["union", "intersection", "difference"] = "union"
+    parts: tuple[Region, ...] = ()
+    edge: float = Field(0.0, ge=0.0, le=64.0)
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Region:
+        if sum((self.box is not None, self.mask is not None, bool(self.parts))) != 1:
+            raise ValueError("a region is a box, a mask, or made of parts: give one of the three")
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+                raise ValueError(f"box {self.box}: write left, top, right, bottom as shares of the frame, 0 to 1")
+        return self
+
+    def __or__(self, other: Region) -> Region:
+        return Region(joined="union", parts=(self, other))
+
+    def __and__(self, other: Region) -> Region:
+        return Region(joined="intersection", parts=(self, other))
+
+    def __sub__(self, other: Region) -> Region:
+        return Region(joined="difference", parts=(self, other))
+
+    def image(self, grid: tuple[int, ...]) -> Image.Image:
+        """How much of each token lies inside: a grey picture of columns x rows px, for the last two axes of a grid."""
+        rows, columns = grid[-2:]
+        if self.box is not None:
+            fine = Image.new("L", (columns * FINE, rows * FINE))
+            left, top, right, bottom = (
+                round(share * side) for share, side in zip(self.box, fine.size * 2, strict=True)
+            )
+            ImageDraw.Draw(fine).rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), fill=255)
+            found = fine.resize((columns, rows), Image.Resampling.BOX)
+        elif self.mask is not None:
+            found = fit_picture(self.mask, columns, rows).convert("L")
+        else:
+            found, *others = (part.image(grid) for part in self.parts)
+            for other in others:
+                found = _JOINED[self.joined](found, other)
+        return found.filter(ImageFilter.GaussianBlur(self.edge)) if self.edge else found
+
+    def weights(self, grid: tuple[int, ...]) -> list[float]:
+        """Each token's share inside, 0 to 1, row by row."""
+        return [light / 255 for light in self.image(grid).tobytes()]
+
+    def tokens(self, grid: tuple[int, ...], what: str = "the region") -> list[int]:
+        """The tokens that lie mostly inside, row by row; ControlError for none."""
+        found = [i for i, light in enumerate(self.image(grid).tobytes()) if light > 127]
+        if not found:
+            raise ControlError(f"{what} leaves no token of the {grid[-2]} x {grid[-1]} grid; widen it")
+        return found
+
+
+def _difference(a: Image.Image, b: Image.Image) -> Image.Image:
+    return ImageChops.darker(a, ImageChops.invert(b))
+
+
+_JOINED: dict[str, Any] = {
+    "union": ImageChops.lighter,
+    "intersection": ImageChops.darker,
+    "difference": _difference,
+}
