@@ -90,6 +90,7 @@ def test_the_bias_starts_one_sided(tokens: Tokens) -> None:
     assert (before[1::2] < after[1::2] - 0.5).all()
 
 
+@pytest.mark.xfail(strict=True, reason="the shipped weights are the first generation's: their T5 is a bag of words")
 @pytest.mark.parametrize("model", MODELS)
 def test_the_shipped_t5_knows_which_noun_is_where(model: str, tokens: Tokens) -> None:
     read = place_read(encoder_of(model), tokens.t5, count=1500)
