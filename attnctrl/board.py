@@ -19,9 +19,13 @@ Placed = tuple[tuple[int, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class CallState:
-    """One transformer call: the layout and, by position of the control, its effect (None: not at this step)."""
+    """One call: the layout, what of it each stream's sites see, and, by position of the control, its effect.
+
+    None in the place of an effect: not at this step. `placed`: rows that stand away.
+    """
 
     layout: Layout
+    seen: dict[str, Layout]
     effects: tuple[Effect | None, ...]
     placed: Placed = ()
     shown: Tensor | None = None

@@ -92,12 +92,14 @@ class Host(ABC):
 
     def decoded(self, latents: Tensor, height: int, width: int) -> list[Image.Image]:
         """Pictures of the pipeline's latents, as the pipeline decodes them at its end."""
+        import torch
+
         vae = self.pipe.vae
-        latents = self.unpacked(latents, height, width)
-        latents = (latents.to(vae.dtype) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
-        images: list[Image.Image] = self.pipe.image_processor.postprocess(
-            vae.decode(latents, return_dict=False)[0], output_type="pil"
-        )
+        with torch.no_grad():
+            latents = self.unpacked(latents, height, width)
+            latents = (latents.to(vae.dtype) / vae.config.scaling_factor) + (vae.config.shift_factor or 0.0)
+            decoded = vae.decode(latents, return_dict=False)[0]
+        images: list[Image.Image] = self.pipe.image_processor.postprocess(decoded, output_type="pil")
         return images
 
     def condition(self, prompt: str | Sequence[str], height: int, width: int, **call: Any) -> Arguments:

@@ -32,7 +32,7 @@ def controlled_attention(
 
     q, k, v [B, S, H, D] after qk-norm and before rotation by `rotary`; `mask` is the caller's, of the stock attention.
     """
-    layout = state.layout.seen(site.sees)
+    layout = state.seen[site.stream]
     planned = [(state.effects[place], gate) for place, gate in gates]
     acting = [(effect, gate) for effect, gate in planned if effect is not None]
     for effect, gate in acting:

@@ -175,7 +175,8 @@ class Session:
             else None
             for position, control in enumerate(self.controls)
         )
-        station.board.state = CallState(call.layout, effects, self._places(call), shown)
+        seen = {site.stream: call.layout.seen(site.sees) for site in station.sites}
+        station.board.state = CallState(call.layout, seen, effects, self._places(call), shown)
 
     def _start(self, arguments: Arguments, layout: Layout, halves: int, step: Step) -> None:
         """A new run: ask the controls for the rows that they want, and make them."""

@@ -28,7 +28,7 @@ from ..phases import controlled_attention
 from ..words import Part
 from .encoding import encoded, usual_length
 from .positions import rotate
-from .stock import OfStock, not_ours
+from .stock import not_ours, of_stock
 
 PATCH = 2
 """FLUX packs 2 x 2 latents to a token."""
@@ -40,8 +40,8 @@ class ControlledFluxAttnProcessor:
     def __init__(self, stock: FluxAttnProcessor, board: Board, gates: Gates, site: Site) -> None:
         self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    _attention_backend = OfStock()
-    _parallel_config = OfStock()
+    _attention_backend = of_stock("_attention_backend")
+    _parallel_config = of_stock("_parallel_config")
 
     def __call__(
         self,
@@ -110,7 +110,7 @@ class ControlledFluxIPProcessor(FluxIPAdapterAttnProcessor):
         torch.nn.Module.__init__(self)
         self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    scale = OfStock()
+    scale = of_stock("scale")
 
     def __call__(
         self,

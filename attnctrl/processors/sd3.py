@@ -28,7 +28,7 @@ from ..view import gathered
 from ..words import Part
 from .encoding import encoded, usual_length
 from .positions import placing_hook
-from .stock import OfStock, not_ours
+from .stock import not_ours, of_stock
 
 JOINT: frozenset[Kind] = frozenset(("text", "image"))
 IMAGE: frozenset[Kind] = frozenset(("image",))
@@ -72,7 +72,7 @@ class ControlledSD3IPProcessor(SD3IPAdapterJointAttnProcessor2_0):
         torch.nn.Module.__init__(self)
         self.stock, self.board, self.gates, self.site = stock, board, gates, site
 
-    scale = OfStock()
+    scale = of_stock("scale")
 
     def __call__(
         self,

@@ -8,17 +8,16 @@ from ..errors import ControlError
 from ..layout import Site
 
 
-class OfStock:
-    """An attribute of a processor's `stock`, which diffusers sets from outside."""
+def of_stock(name: str) -> Any:
+    """A property that is an attribute of a processor's `stock`, which diffusers sets from outside."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+    def get(processor: Any) -> Any:
+        return getattr(processor.stock, name)
 
-    def __get__(self, processor: Any, owner: Any = None) -> Any:
-        return self if processor is None else getattr(processor.stock, self.name)
+    def put(processor: Any, value: Any) -> None:
+        setattr(processor.stock, name, value)
 
-    def __set__(self, processor: Any, value: Any) -> None:
-        setattr(processor.stock, self.name, value)
+    return property(get, put)
 
 
 def not_ours(site: Site) -> ControlError:

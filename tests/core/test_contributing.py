@@ -16,14 +16,14 @@ PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 LAST = re.compile(r"generate \"a fox\" --control (\S+)`")
 
 
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Control:
+@pytest.fixture
+def quiet(tmp_path: Path, table: None) -> Control:
     text = PAGE.read_text(encoding="utf-8")
     code = re.search(r"```python\n# my_method.py\n(.*?)```", text, re.DOTALL)
     said = LAST.search(text)
     assert code
     assert said
-    file = tmp_path_factory.mktemp("own") / "my_method.py"
+    file = tmp_path / "my_method.py"
     file.write_text(code[1], encoding="utf-8")
     load_file(file)
     return controls_of(said[1])[0]
