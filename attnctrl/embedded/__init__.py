@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 MODELS = ("tiny-flux", "tiny-sd3")
@@ -15,3 +16,11 @@ def model_folder(name: str) -> Path:
     if name not in MODELS:
         raise ValueError(f"no embedded model is called {name!r}; known names: {', '.join(MODELS)}")
     return _WEIGHTS / name
+
+
+def digest(folder: Path) -> str:
+    """What tells one set of weights from another: 12 hex digits of the SHA-256 of a pipeline folder's tensors."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:12]

@@ -55,7 +55,8 @@ def build_artwork(packages: Path = CACHE / "npm", out: Path = CACHE / "artwork.n
 def render_pictures(
     out: Annotated[Path, typer.Argument(help="Folder to fill.")],
     world: Annotated[
-        str, typer.Option(help="first, wider or whole.", callback=_one_of(("first", "wider", "whole")))
+        str,
+        typer.Option(help="first, wider, paired or whole.", callback=_one_of(("first", "wider", "paired", "whole"))),
     ] = "whole",
     cache: Cache = CACHE / "artwork.npz",
     count: int = 40_000,
@@ -143,6 +144,7 @@ def export_pipeline(
 app.command("judge")(judging_cli.judge)
 app.command("subjects")(judging_cli.subjects)
 app.command("eval")(judging_cli.evaluate)
+app.command("tables")(judging_cli.tables)
 
 
 @app.command("sheet")

@@ -1,21 +1,26 @@
-"""Pre-rendered pictures: one uint8 memory map and one caption list per aspect ratio."""
+"""Pre-rendered pictures: uint8 memory maps of pictures and of what is where, and one caption list, per aspect ratio."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from attnctrl.embedded import artwork
+from attnctrl.embedded.colors import COLORS
 from attnctrl.embedded.latents import PatchCode, pixels
 from attnctrl.embedded.model import Tokens
-from attnctrl.embedded.scenes import SHAPES, WHOLE, Scene, World, render, sample
+from attnctrl.embedded.scenes import RELATIONS, SHAPES, SUBJECT_NAMES, WHOLE, Picture, Scene, World, render, sample
 
 Shape = tuple[int, int]
+TOKEN = 8
+"""Pixels to an image token's side."""
 
 
 def scene(seed: int, index: int, world: World = WHOLE) -> Scene:
@@ -51,19 +56,33 @@ def photographs(folder: Path, each: int, seed: int = 1) -> np.ndarray:
 
 def _fill(job: tuple[Path, Path, int, World, Shape, list[int], int]) -> None:
     folder, cache, seed, world, shape, indices, start = job
-    pictures = np.load(_file(folder, shape), mmap_mode="r+")
+    pictures, maps = (np.load(_file(folder, shape, kind), mmap_mode="r+") for kind in ("pictures", "maps"))
     art = artwork.load(cache)
     for row, index in enumerate(indices, start):
-        pictures[row] = render(scene(seed, index, world), art).image
+        drawn = scene(seed, index, world)
+        picture = render(drawn, art)
+        pictures[row], maps[row] = picture.image, content(drawn, picture)
     pictures.flush()
+    maps.flush()
 
 
-def _file(folder: Path, shape: Shape) -> Path:
-    return folder / f"pictures-{shape[0]}x{shape[1]}.npy"
+def content(drawn: Scene, picture: Picture) -> np.ndarray:
+    """What stands under each image token, uint8 [2, H/8, W/8]: 1 + the subject's number, 1 + the color's; 0 is none."""
+    count, height, width = picture.masks.shape
+    filled = picture.masks.reshape(count, height // TOKEN, TOKEN, width // TOKEN, TOKEN).mean((2, 4))
+    subjects = np.array([1 + SUBJECT_NAMES.index(thing.subject) for thing in drawn.objects])
+    colors = np.array([1 + list(COLORS).index(thing.color) if thing.color else 0 for thing in drawn.objects])
+    largest = filled.argmax(0)
+    found: np.ndarray = (np.stack([subjects[largest], colors[largest]]) * (filled.max(0) > 0.3)).astype(np.uint8)
+    return found
+
+
+def _file(folder: Path, shape: Shape, kind: str = "pictures") -> Path:
+    return folder / f"{kind}-{shape[0]}x{shape[1]}.npy"
 
 
 def build(folder: Path, cache: Path, count: int, seed: int = 0, processes: int = 2, world: World = WHOLE) -> None:
-    """Render `count` seeded scenes into `folder`: pictures-WxH.npy uint8 [n, H, W, 3] and captions.json."""
+    """Render `count` seeded scenes into `folder`: pictures-WxH.npy uint8 [n, H, W, 3], maps-WxH.npy, captions.json."""
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[Shape, list[int]] = {shape: [] for shape in SHAPES}
     captions: dict[str, list[str]] = {f"{width}x{height}": [] for width, height in SHAPES}
@@ -74,7 +93,9 @@ def build(folder: Path, cache: Path, count: int, seed: int = 0, processes: int =
     jobs = []
     for shape, indices in rows.items():
         size = (len(indices), shape[1], shape[0], 3)
-        np.lib.format.open_memmap(_file(folder, shape), mode="w+", dtype=np.uint8, shape=size).flush()
+        tokens = (len(indices), 2, shape[1] // TOKEN, shape[0] // TOKEN)
+        for kind, form in (("pictures", size), ("maps", tokens)):
+            np.lib.format.open_memmap(_file(folder, shape, kind), mode="w+", dtype=np.uint8, shape=form).flush()
         jobs += [
             (folder, cache, seed, world, shape, indices[start : start + 1000], start)
             for start in range(0, len(indices), 1000)
@@ -90,21 +111,54 @@ def load(folder: Path) -> dict[Shape, tuple[np.ndarray, list[str]]]:
     return {shape: (np.load(_file(folder, shape), mmap_mode="r"), captions["{}x{}".format(*shape)]) for shape in SHAPES}
 
 
-class Batches:
-    """Random batches of a rendered folder, each of one aspect ratio; batch `step` is the same on every machine."""
+def maps(folder: Path) -> list[np.ndarray]:
+    """What is where (`content`), a read-only memory map per aspect ratio in the order of `load`."""
+    return [np.load(_file(folder, shape, "maps"), mmap_mode="r") for shape in SHAPES]
 
-    def __init__(self, folder: Path, tokens: Tokens, code: PatchCode, batch: int, seed: int) -> None:
-        self.code, self.batch, self.seed = code, batch, seed
-        self.parts = [(pictures, *tokens.encode(captions)) for pictures, captions in load(folder).values()]
+
+class Batch(NamedTuple):
+    """Latents [n, 16, h, w], CLIP and T5 ids [n, 24], where the first token stands, what is where [n, 2, h/2, w/2]."""
+
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    origin: tuple[int, int]
+    maps: Tensor
+
+
+class Batches:
+    """Random batches of a rendered folder, each of one aspect ratio; batch `step` is the same on every machine.
+
+    In half of them the first token stands somewhere up to twice the grid further down and right. `pairs` is the share
+    of captions with a relation; None leaves it as drawn.
+    """
+
+    def __init__(
+        self, folder: Path, tokens: Tokens, code: PatchCode, batch: int, seed: int, pairs: float | None = None
+    ) -> None:
+        self.code, self.batch, self.seed, self.pairs = code, batch, seed, pairs
+        parts = zip(load(folder).values(), maps(folder), strict=True)
+        self.parts = [(pictures, *tokens.encode(captions), content) for (pictures, captions), content in parts]
+        said = [captions for _, captions in load(folder).values()]
+        self.related = [np.array([any(f" {word} " in text for word in RELATIONS) for text in texts]) for texts in said]
         sizes = np.array([len(part[0]) for part in self.parts], float)
         self.shares = sizes / sizes.sum()
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        """Latents [n, 16, h, w], CLIP and T5 ids, where the first token stands (moved in a quarter of the batches)."""
+    def __getitem__(self, step: int) -> Batch:
+        """Batch number `step`."""
         rng = np.random.default_rng([self.seed, step])
-        pictures, clip_ids, t5_ids = self.parts[rng.choice(len(self.parts), p=self.shares)]
-        rows = np.sort(rng.choice(len(pictures), self.batch, replace=len(pictures) < self.batch))
+        part = int(rng.choice(len(self.parts), p=self.shares))
+        pictures, clip_ids, t5_ids, content = self.parts[part]
+        rows = self._rows(rng, part)
         latents = self.code.encode(pixels(pictures[rows]))
-        moved = rng.random() < 0.25
+        moved = rng.random() < 0.5
         top, left = (int(rng.integers(0, side + 1)) * moved for side in latents.shape[2:])
-        return latents, clip_ids[rows], t5_ids[rows], (top, left)
+        return Batch(latents, clip_ids[rows], t5_ids[rows], (top, left), torch.from_numpy(np.array(content[rows])))
+
+    def _rows(self, rng: np.random.Generator, part: int) -> np.ndarray:
+        related = self.related[part]
+        if self.pairs is None or related.all() or not related.any():
+            return np.sort(rng.choice(len(related), self.batch, replace=len(related) < self.batch))
+        count = int(rng.binomial(self.batch, self.pairs))
+        kinds = [(np.flatnonzero(related), count), (np.flatnonzero(~related), self.batch - count)]
+        return np.sort(np.concatenate([rng.choice(rows, n, replace=len(rows) < n) for rows, n in kinds]))

@@ -26,12 +26,16 @@ class Drawer:
             raise TypeError(f"{folder} is a {type(self.pipeline).__name__}, neither FLUX nor SD3")
         self.sampling: dict[str, Any] = json.loads((folder / "attnctrl.json").read_text())
 
-    def __call__(self, prompts: list[str], seeds: list[int], batch: int = 16) -> list[Array]:
-        """One picture a prompt, uint8 [H, W, 3], each from its own seed."""
+    def __call__(
+        self, prompts: list[str], seeds: list[int], size: tuple[int, int] | None = None, batch: int = 16
+    ) -> list[Array]:
+        """One picture a prompt, uint8 [H, W, 3], each from its own seed; `size` (width, height) if not the usual."""
         pictures: list[Array] = []
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             options = dict(self.sampling)
+            if size:
+                options["width"], options["height"] = size
             if "negative_prompt" in options:
                 options["negative_prompt"] = [options["negative_prompt"]] * len(part)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]

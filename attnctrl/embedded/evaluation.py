@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnctrl.embedded import MODELS, artwork, intervals, model_folder
+from attnctrl.embedded import MODELS, artwork, digest, intervals, model_folder
 from attnctrl.embedded.canvas import Array
 from attnctrl.embedded.cases import Case, suite, true_picture
 from attnctrl.embedded.drawing import Drawer
@@ -18,9 +18,11 @@ from attnctrl.embedded.evaluation_report import markdown, sheet
 from attnctrl.embedded.reading import Reader, Reading, gaps
 from attnctrl.errors import ControlError
 
+SHEETS = ("trained", "held out", "relation", "relation, colors", "three")
+
 
 def evaluate(model: Path | str, out: Path, per: int = 1, seed: int = 0, cache: Path | None = None) -> dict[str, Any]:
-    """Draw, judge and write evaluation.json, evaluation.md and three sheets into `out`; the JSON's content.
+    """Draw, judge and write evaluation.json, evaluation.md and the SHEETS into `out`; the JSON's content.
 
     `model` is a shipped model's name or a pipeline folder. `per` is the number of pictures of each shown (subject,
     style) pair; cases.suite says what else grows with it. `cache` is the artwork's.
@@ -40,6 +42,7 @@ def evaluate(model: Path | str, out: Path, per: int = 1, seed: int = 0, cache: P
     true_readings = {name: reader(groups[name], pictures) for name, pictures in true.items()}
     result: dict[str, Any] = {
         "model": folder.name,
+        "weights": digest(folder),
         "pipeline": type(drawer.pipeline).__name__,
         "per": per,
         "seed": seed,
@@ -57,13 +60,18 @@ def evaluate(model: Path | str, out: Path, per: int = 1, seed: int = 0, cache: P
     out.mkdir(parents=True, exist_ok=True)
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "evaluation.md").write_text(markdown(result))
-    for name in ("trained", "held out", "relation"):
-        sheet(out / f"{name.replace(' ', '-')}.png", groups[name], drawn[name], true[name], seed)
+    for name in SHEETS:
+        sheet(out / f"{name.replace(', ', '-').replace(' ', '-')}.png", groups[name], drawn[name], true[name], seed)
     return result
 
 
 def _draw(drawer: Drawer, cases: list[Case]) -> list[Array]:
-    return drawer([case.prompt for case in cases], [case.seed for case in cases])
+    pictures: dict[int, Array] = {}
+    for size in sorted({case.size for case in cases}):
+        rows = [i for i, case in enumerate(cases) if case.size == size]
+        drawn = drawer([cases[i].prompt for i in rows], [cases[i].seed for i in rows], size)
+        pictures |= dict(zip(rows, drawn, strict=True))
+    return [pictures[i] for i in range(len(cases))]
 
 
 def _differences(drawn: dict[str, Reading], true: dict[str, Reading]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from attnctrl.embedded import aims
 from attnctrl.embedded.canvas import Array
 from attnctrl.embedded.cases import Case
 from attnctrl.embedded.intervals import Interval
@@ -21,10 +22,12 @@ def _figure(value: Interval) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """What was right, how far styles differ and what moved positions do, each with its 95% interval."""
+    """The aims, what was right, how far styles differ and what moved positions do, each with its 95% interval."""
     lines = [
         f"{result['model']} ({result['pipeline']}), seed {result['seed']}: "
         f"{result['seconds a picture']:.2f} s a picture on {result['threads']} thread(s).",
+        "",
+        aims.table([result]),
         "",
         "| prompts | asked | pictures | drawn | true renders |",
         "|---|---|---|---|---|",

@@ -33,20 +33,31 @@ def export_run(run: Path, folder: Path, vae_folder: Path | None = None) -> dict[
     return {"step": state["step"], "minutes": state["seconds"] / 60}
 
 
+_LINES = {
+    "loss": "loss",
+    "right": "one object, its caption",
+    "swapped": "another subject's word",
+    "pair": "two objects, their caption",
+    "pair_exchanged": "their phrases exchanged",
+}
+"""Of a log: all but the first at noise level 0.85."""
+
+
 def loss_curve(run: Path, path: Path) -> Path:
-    """Draw a run's loss against its steps, with the loss for the right and for a swapped subject's word."""
+    """Draw a run's loss against the pictures it has seen, with the losses for right and for wrong captions."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rows = sorted({row["samples"]: row for row in rows}.values(), key=lambda row: row["samples"])
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    lines = {"loss": "loss", "right": "loss at noise level 0.85, the caption's subject", "swapped": "another subject"}
-    for name, label in lines.items():
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot(*zip(*points, strict=True), label=label, linewidth=1.5)
-    axes.set(xlabel="steps", ylabel="mean squared error", ylim=(None, min(1.0, max(row["loss"] for row in rows))))
+    for name, label in _LINES.items():
+        points = [(row["samples"] / 1000, row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.5)
+    axes.set(xlabel="thousand pictures seen", ylabel="mean squared error", ylim=(None, 0.75))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path

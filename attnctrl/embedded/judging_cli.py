@@ -54,3 +54,12 @@ def evaluate(
     torch.set_num_threads(threads)
     run(model, out, per, seed, cache)
     typer.echo((out / "evaluation.md").read_text())
+
+
+def tables(
+    docs: Annotated[Path, typer.Option(help="The docs' folder: embedded-models.md, evaluation/MODEL.")] = Path("docs"),
+) -> None:
+    """Write the aims of both models' evaluations into the docs."""
+    from attnctrl.embedded import MODELS, aims
+
+    aims.renew(docs / "embedded-models.md", [docs / "evaluation" / model for model in MODELS])

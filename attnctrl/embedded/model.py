@@ -65,6 +65,10 @@ class TinyModel(nn.Module):
         """The CLIP encoders, which are taught before they steer pictures."""
 
     @abstractmethod
+    def binding_block(self) -> nn.Module:
+        """The last block of the first third: after it each image token should know its object."""
+
+    @abstractmethod
     def shift(self, tokens: int) -> float:
         """The schedule's shift for so many image tokens."""
 

@@ -12,8 +12,8 @@ from attnctrl.embedded.canvas import Array
 from attnctrl.embedded.cases import Case
 from attnctrl.embedded.intervals import Interval
 from attnctrl.embedded.judge import CIRCULAR, PARAMS, Judge
-from attnctrl.embedded.scenes import STYLE_NAMES, WIDER
-from attnctrl.embedded.subjects import PAIR_SCALES, SubjectJudge, both_found, in_order
+from attnctrl.embedded.scenes import PAIRED, STYLE_NAMES
+from attnctrl.embedded.subjects import FINE, PAIR_SCALES, Seen, SubjectJudge, all_found, in_order
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,23 @@ class Reader:
         self.subjects, self.styles = SubjectJudge.load(), Judge.load()
 
     def __call__(self, cases: Sequence[Case], pictures: Sequence[Array]) -> Reading:
-        """Read pictures uint8 [H, W, 3] of one size, a case each; all of one kind (one subject, colored, or two)."""
-        images = np.stack(pictures)
-        seen = self.subjects(images, PAIR_SCALES if cases[0].relation else (1.0,))
-        style = np.array(self.styles.named(images, WIDER.styles)) == [case.style for case in cases]
-        if cases[0].relation:
-            found = seen.found()
-            pairs = [(case.subjects[0], case.subjects[1], str(case.relation)) for case in cases]
-            both = np.array([both_found(things, *pair[:2]) for things, pair in zip(found, pairs, strict=True)])
-            order = np.array([in_order(things, *pair) for things, pair in zip(found, pairs, strict=True)])
-            right = {"both subjects": both, "both in order": order, "style": style}
-        else:
-            subject = np.array(seen.subjects()) == [case.subjects[0] for case in cases]
-            right = {"subject": subject, "style": style, "subject and style": subject & style}
-            if cases[0].color:
-                right["color"] = np.array(seen.color_of([case.subjects[0] for case in cases])) == [
-                    case.color for case in cases
-                ]
-        return Reading(list(cases), right, self._params(cases, images))
+        """Read pictures uint8 [H, W, 3], a case each; all of one kind (one subject, colored, two, three)."""
+        parts = []
+        for size in sorted({case.size for case in cases}):
+            rows = [i for i, case in enumerate(cases) if case.size == size]
+            parts.append((rows, self._one_size([cases[i] for i in rows], np.stack([pictures[i] for i in rows]))))
+        order = np.argsort([i for rows, _ in parts for i in rows])
+        right = {name: np.concatenate([part.right[name] for _, part in parts])[order] for name in parts[0][1].right}
+        return Reading(list(cases), right, np.concatenate([part.params for _, part in parts])[order])
+
+    def _one_size(self, cases: list[Case], images: Array) -> Reading:
+        seen = self.subjects(images, PAIR_SCALES, FINE) if cases[0].relation else self.subjects(images)
+        style = np.array(self.styles.named(images, PAIRED.styles)) == [case.style for case in cases]
+        right = _of_several(seen, cases) if cases[0].relation else _of_one(seen, cases)
+        right["style"] = style
+        if not cases[0].relation:
+            right["subject and style"] = right["subject"] & style
+        return Reading(cases, right, self._params(cases, images))
 
     def _params(self, cases: Sequence[Case], images: Array) -> np.ndarray:
         params = np.full((len(cases), len(PARAMS)), np.nan)
@@ -74,6 +73,31 @@ class Reader:
             if rows:
                 params[rows] = self.styles(images[rows], style=name)["params"]
         return params
+
+
+def _of_one(seen: Seen, cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    names = [case.subjects[0] for case in cases]
+    right = {"subject": np.array(seen.subjects()) == names}
+    if cases[0].colors:
+        right["color"] = np.array(seen.color_of(names)) == [case.colors[0] for case in cases]
+    return right
+
+
+def _of_several(seen: Seen, cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    count = len(cases[0].subjects)
+    every = seen.found(count)
+    pairs = list(zip(every, cases, strict=True))
+    names = "both" if count == 2 else "all"
+    right = {
+        f"{names} subjects": np.array([all_found(things, case.subjects) for things, case in pairs]),
+        f"{names} in order": np.array([in_order(things, case.subjects, str(case.relation)) for things, case in pairs]),
+        "count": np.array(seen.counts()) == count,
+    }
+    if cases[0].colors:
+        wanted = [dict(zip(case.subjects, case.colors, strict=True)) for case in cases]
+        told = [{thing.subject: thing.color for thing in things} for things in every]
+        right["each in its color"] = np.array([one == other for one, other in zip(told, wanted, strict=True)])
+    return right
 
 
 def gaps(cases: Sequence[Case], params: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Scenes: what is where, in which style and artwork, what the caption says of it, and the picture with its truth.
 
-Captions follow `[a|an] [color] SUBJECT [relation [a|an] [color] SUBJECT2] [on BACKGROUND], STYLE`, with slots left
-out at random.
+Captions follow `[a|an] [color] SUBJECT [relation [a|an] [color] SUBJECT2 [relation ...]] [on BACKGROUND], STYLE`, with
+slots left out at random.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ RECOLORABLE = frozenset(subject.name for subject in SUBJECTS if subject.recolor)
 class World:
     """A part of the world to draw scenes from.
 
-    `pairs`, `backgrounds` and `flips` are shares of the pictures; a single object has a `size` between these shares of
-    the short side, its centre strays by `stray` of the room left, and it turns by up to `tilt` degrees.
+    `pairs`, `backgrounds`, `colored` and `flips` are shares of the pictures, `threes` of the panoramas in a relation. A
+    single object has a `size` between these shares of the short side, its centre strays by `stray` of the room left,
+    and it turns by up to `tilt` degrees. Each of several fills `filled` of the largest size that fits its part.
     """
 
     subjects: tuple[str, ...] = SUBJECT_NAMES
@@ -43,11 +44,14 @@ class World:
     artworks: tuple[str, ...] = GENERATOR_SETS
     shapes: tuple[tuple[tuple[int, int], float], ...] = tuple(SHAPES.items())
     pairs: float = 0.21
+    threes: float = 0.0
     backgrounds: float = 0.2
+    colored: float = 0.35
     flips: float = 0.5
     size: tuple[float, float] = (0.55, 0.88)
     stray: float = 0.35
     tilt: float = 12.0
+    filled: tuple[float, float] = (0.75, 1.0)
 
 
 WHOLE = World()
@@ -79,7 +83,16 @@ WIDER = replace(
     tilt=5.0,
 )
 """What they learn next: pairs in a relation, aspect ratios, backdrops and three more styles."""
-WORLDS = {"first": FIRST, "wider": WIDER, "whole": WHOLE}
+PAIRED = replace(
+    WIDER,
+    shapes=tuple(zip(SHAPES, (0.64, 0.06, 0.06, 0.06, 0.06, 0.06, 0.06), strict=True)),
+    pairs=0.66,
+    threes=0.4,
+    colored=0.6,
+    filled=(0.92, 1.05),
+)
+"""What the shipped models are shown: two objects in most pictures, large in their halves, many with own colors."""
+WORLDS = {"first": FIRST, "wider": WIDER, "paired": PAIRED, "whole": WHOLE}
 
 
 @dataclass(frozen=True)
@@ -141,8 +154,8 @@ def caption_of(scene: Scene, *, color: bool = True, background: bool = True, sty
     """The scene's caption with the wanted slots; styles without a name are never written."""
     noun = [f"{thing.color} {thing.subject}" if color and thing.color else thing.subject for thing in scene.objects]
     text = article(noun[0])
-    if scene.relation:
-        text += f" {scene.relation} {article(noun[1])}"
+    for other in noun[1:]:
+        text += f" {scene.relation} {article(other)}"
     if background and scene.background:
         text += f" on {BACKGROUNDS[scene.background]}"
     if style and STYLES[scene.style].named:
@@ -151,7 +164,7 @@ def caption_of(scene: Scene, *, color: bool = True, background: bool = True, sty
 
 
 def _object(rng: np.random.Generator, subject: str, style: str, world: World) -> Object:
-    colored = STYLES[style].colors and subject in RECOLORABLE and rng.random() < 0.35
+    colored = STYLES[style].colors and subject in RECOLORABLE and rng.random() < world.colored
     return Object(
         subject=subject,
         color=str(rng.choice(list(COLORS))) if colored else None,
@@ -176,13 +189,14 @@ def _place(
         return [replace(things[0], center=center, size=float(size))]
     across = relation in ("left of", "right of")
     along, wide = (width, height) if across else (height, width)
-    most = min(along / 2, wide) * 0.95
+    part = along / len(things)
+    most = min(part, wide) * 0.95
     placed = []
     for i, thing in enumerate(things):
-        size = most * rng.uniform(0.75, 1.0)
-        first = (i == 0) == (relation in ("left of", "above"))
-        low, high = (0.0, along / 2) if first else (along / 2, float(along))
-        position = rng.uniform(low + size / 2, high - size / 2)
+        size = most * rng.uniform(*world.filled)
+        low = part * (i if relation in ("left of", "above") else len(things) - 1 - i)
+        room = max(0.0, part - size) / 2
+        position = low + part / 2 + rng.uniform(-room, room)
         other = np.clip(wide / 2 + (wide - size) * rng.uniform(-0.35, 0.35), size / 2, wide - size / 2)
         center = (position, float(other)) if across else (float(other), position)
         placed.append(replace(thing, center=center, size=float(size)))
@@ -210,7 +224,8 @@ def sample(rng: np.random.Generator, world: World = WHOLE, *, held: bool = False
             )
         )
     elif relation:
-        things.append(_object(rng, str(rng.choice(allowed)), style, world))
+        others = 2 if panorama and world.threes and rng.random() < world.threes else 1
+        things += [_object(rng, str(rng.choice(allowed)), style, world) for _ in range(others)]
     scene = Scene(
         width=width,
         height=height,

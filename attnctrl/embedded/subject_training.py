@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,36 +20,44 @@ from attnctrl.embedded import artwork
 from attnctrl.embedded.canvas import Array
 from attnctrl.embedded.features import CELL, FeatureMaps
 from attnctrl.embedded.judge_artwork import roughen, variants
-from attnctrl.embedded.scenes import WIDER, Scene, World, render, sample
+from attnctrl.embedded.scenes import PAIRED, Scene, World, render, sample
 from attnctrl.embedded.styles import STYLES
 from attnctrl.embedded.subjects import (
     COLOR_NAMES,
+    FINE,
     PAIR_SCALES,
     SUBJECTS,
     Seen,
     SubjectHead,
     SubjectJudge,
-    both_found,
+    all_found,
+    box,
     in_order,
+    overlap,
 )
 
 _SQUARE = (((64, 64), 1.0),)
 _VARIANTS = 8
 
 
-def draw(
-    world: World, art: dict[str, Array], count: int, rng: np.random.Generator
-) -> tuple[Array, list[Scene], Tensor, Tensor]:
-    """Pictures uint8 [n, 64, 64, 3], their scenes, what fills each cell [n, 17, 8, 8], colors or -1 [n, 8, 8].
+class Drawn(NamedTuple):
+    """Pictures uint8 [n, 64, 64, 3], scenes and masks, what fills each cell [n, 17, h, w], colors or -1 [n, h, w]."""
 
-    A tenth is of (subject, style) pairs that the models do not see in training.
-    """
-    images, scenes = np.empty((count, 64, 64, 3), np.uint8), []
-    side = 64 // CELL
+    images: Array
+    scenes: list[Scene]
+    masks: list[Array]
+    cells: Tensor
+    colors: Tensor
+
+
+def draw(world: World, art: dict[str, Array], count: int, rng: np.random.Generator, cell: int = CELL) -> Drawn:
+    """Square pictures of a world; of single objects a tenth is of (subject, style) pairs that the models do not see."""
+    images, scenes, masks = np.empty((count, 64, 64, 3), np.uint8), [], []
+    side = 64 // cell
     cells = np.zeros((count, len(SUBJECTS) + 1, side, side), np.float32)
     colors = np.full((count, side, side), -1)
     for i in range(count):
-        scene = sample(rng, world, held=bool(rng.random() < 0.1))
+        scene = sample(rng, world, held=bool(world.pairs < 1 and rng.random() < 0.1))
         picture = render(scene, art)
         for thing, mask in zip(scene.objects, picture.masks, strict=True):
             fill = cv2.resize(mask, (side, side), interpolation=cv2.INTER_AREA)
@@ -58,24 +66,31 @@ def draw(
                 colors[i][fill > 0.5] = COLOR_NAMES.index(thing.color)
         images[i] = picture.image
         scenes.append(scene)
+        masks.append(picture.masks)
     cells[:, -1] = np.clip(1 - cells.sum(1), 0, 1)
-    return images, scenes, torch.from_numpy(cells), torch.from_numpy(colors)
+    return Drawn(images, scenes, masks, torch.from_numpy(cells), torch.from_numpy(colors))
 
 
-def fit(x: Tensor, cells: Tensor, colors: Tensor, epochs: int = 8, batch: int = 64) -> SubjectHead:
-    """A head for feature maps x [n, 396, h, w]; it learns what fills each cell and how much each subject fills."""
+def fit(parts: Sequence[tuple[Tensor, Tensor, Tensor]], epochs: int = 8, batch: int = 64) -> SubjectHead:
+    """A head for parts of feature maps [n, 396, h, w], what fills their cells, and their colors.
+
+    It learns what fills each cell and how much each subject fills. A batch is of one part.
+    """
     torch.manual_seed(0)
     head = SubjectHead()
     optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * -(-len(x) // batch))
+    total = sum(-(-len(x) // batch) for x, _, _ in parts)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * total)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x)).split(batch):
+        turns = [(part, rows) for part in parts for rows in torch.randperm(len(part[0])).split(batch)]
+        for turn in torch.randperm(len(turns)).tolist():
+            (x, cells, colors), rows = turns[turn]
             where, color = head(x[rows].float())
             logs, wanted = log_softmax(where, 1), cells[rows]
             placed = -(wanted * logs).sum(1).mean()
             filled, truly = logs[:, :-1].exp().sum((2, 3)), wanted[:, :-1].sum((2, 3))
             shares = (filled / filled.sum(1, keepdim=True)).clamp(min=1e-6).log()
-            named = -(truly / truly.sum(1, keepdim=True) * shares).sum(1).mean()
+            named = -(truly / truly.sum(1, keepdim=True).clamp(min=1e-6) * shares).sum(1).mean()
             loss = placed + 0.5 * named
             if (colors[rows] >= 0).any():
                 loss = loss + 0.3 * cross_entropy(color, colors[rows], ignore_index=-1)
@@ -86,17 +101,19 @@ def fit(x: Tensor, cells: Tensor, colors: Tensor, epochs: int = 8, batch: int = 
     return head.eval()
 
 
-def true_scenes(art: dict[str, Array], count: int, seed: int) -> tuple[Array, list[Scene]]:
-    """Pictures of the generator's artwork and their scenes, three in ten of two objects."""
-    return draw(replace(WIDER, shapes=_SQUARE, pairs=0.3), art, count, np.random.default_rng(seed))[:2]
+def true_scenes(art: dict[str, Array], count: int, seed: int) -> tuple[Drawn, Drawn]:
+    """Pictures of the generator's artwork: of single objects, and half as many of pairs."""
+    rng, world = np.random.default_rng(seed), replace(PAIRED, shapes=_SQUARE)
+    return (
+        draw(replace(world, pairs=0.0), art, count, rng),
+        draw(replace(world, pairs=1.0), art, count // 2, rng),
+    )
 
 
-def calibrate(judge: SubjectJudge, images: Array, scenes: Sequence[Scene]) -> dict[str, Any]:
+def calibrate(judge: SubjectJudge, single: Drawn, double: Drawn) -> dict[str, Any]:
     """Shares of true renders that the judge reads rightly, and what it takes for what."""
-    single, double = (np.array([bool(scene.relation) == two for scene in scenes]) for two in (False, True))
-    groups = [[scene for scene, chosen in zip(scenes, rows, strict=True) if chosen] for rows in (single, double)]
-    result = _of_one(judge(images[single]), groups[0])
-    result["right"] |= _of_two(judge(images[double], PAIR_SCALES), groups[1]) if double.any() else {}
+    result = _of_one(judge(single.images), single.scenes)
+    result["right"] |= _of_two(judge(double.images, PAIR_SCALES, FINE), double)
     result["right"] = {name: [round(float(np.mean(v)), 4), len(v)] for name, v in result["right"].items()}
     return result
 
@@ -118,26 +135,51 @@ def _of_one(seen: Seen, scenes: Sequence[Scene]) -> dict[str, dict[str, Any]]:
     return {"right": right, "subject_taken_for": confused, "color_taken_for": colors}
 
 
-def _of_two(seen: Seen, scenes: Sequence[Scene]) -> dict[str, list[bool]]:
-    right: dict[str, list[bool]] = {"both of two found": [], "both found, in order": []}
-    for scene, found in zip(scenes, seen.found(), strict=True):
-        first, second = (thing.subject for thing in scene.objects)
-        if first != second:
-            right["both of two found"].append(both_found(found, first, second))
-            right["both found, in order"].append(in_order(found, first, second, str(scene.relation)))
+def _of_two(seen: Seen, drawn: Drawn) -> dict[str, list[Any]]:
+    """`mask` and `box` are mean intersections over unions with the truth, of pairs of which both are found."""
+    right: dict[str, list[Any]] = {
+        name: [] for name in ("both of two found", "both found, in order", "each in its color", "count", "mask", "box")
+    }
+    rows = zip(drawn.scenes, drawn.masks, seen.found(), seen.counts(), strict=True)
+    for i, (scene, masks, found, count) in enumerate(rows):
+        names = [thing.subject for thing in scene.objects]
+        right["count"].append(count == len(names))
+        if len(set(names)) < 2:
+            continue
+        both = all_found(found, names)
+        right["both of two found"].append(both)
+        right["both found, in order"].append(in_order(found, names, str(scene.relation)))
+        if all(thing.color for thing in scene.objects):
+            told = {thing.subject: thing.color for thing in found}
+            right["each in its color"].append(told == {thing.subject: thing.color for thing in scene.objects})
+        for thing, mask in zip(scene.objects, masks, strict=True) if both else ():
+            read, true = seen.mask(i, thing.subject), mask > 0.5
+            right["mask"].append(float((read & true).sum() / max(1, (read | true).sum())))
+            right["box"].append(overlap(box(read), box(true)))
     return right
 
 
 def train(
-    cache: Path, out: Path, count: int = 12_000, checked: int = 3000, threads: int = 1, seed: int = 6
+    cache: Path, out: Path, count: int = 12_000, checked: int = 2000, threads: int = 1, seed: int = 6
 ) -> dict[str, Any]:
     """Fit the head on `count` scenes, calibrate it on `checked`, write safetensors (fp16) and JSON; the calibration."""
     torch.set_num_threads(threads)
     rng, plain = np.random.default_rng(seed), artwork.load(cache)
     art, sets = variants(plain, _VARIANTS, rng)
-    world = replace(WIDER, shapes=_SQUARE, artworks=sets, pairs=0.35, flips=0.3, size=(0.55, 0.9), stray=0.35, tilt=12)
-    images, _, cells, colors = draw(world, art, count, rng)
-    head = fit(FeatureMaps()(roughen(images, rng)), cells, colors)
+    world = replace(PAIRED, shapes=_SQUARE, artworks=sets, flips=0.3, tilt=12)
+    worlds = {
+        1: replace(world, pairs=0.15, size=(0.55, 0.9), stray=0.35, filled=(0.75, 1.0)),
+        2: replace(world, pairs=1.0, filled=(0.75, 1.05)),
+    }
+    features, parts = FeatureMaps(), []
+    for scale, shown in worlds.items():
+        drawn = draw(shown, art, count // 2, rng, CELL // scale)
+        images = roughen(drawn.images, rng)
+        if scale > 1:
+            size = (scale * 64, scale * 64)
+            images = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in images])
+        parts.append((features(images), drawn.cells, drawn.colors))
+    head = fit(parts)
     calibration: dict[str, Any] = {"trained on": list(artwork.JUDGE_SETS), "scenes": count}
     calibration |= calibrate(SubjectJudge(head, {}), *true_scenes(plain, checked, seed + 1))
     out.parent.mkdir(parents=True, exist_ok=True)

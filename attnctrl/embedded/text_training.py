@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 from attnctrl.embedded.model import TinyModel, Tokens
 from attnctrl.embedded.scenes import Scene, sample
+from attnctrl.embedded.token_facts import WORLD
 
 
 def facts(scene: Scene) -> list[str]:
     """What a scene's caption says, as labels such as `first fox`, `second red`, `left of`."""
     text = f" {scene.caption},"
     said = []
-    for place, thing in zip(("first", "second"), scene.objects, strict=False):
+    for place, thing in zip(("first", "second", "third"), scene.objects, strict=False):
         if scene.caption:
             said.append(f"{place} {thing.subject}")
         if thing.color and f" {thing.color} {thing.subject}" in text:
@@ -43,7 +44,7 @@ def pooled(clip: PreTrainedModel, ids: Tensor) -> Tensor:
 def _teach(clip: PreTrainedModel, tokens: Tokens, steps: int, seed: int, batch: int = 192) -> float:
     """Move the pooled text by a fixed random vector for each fact of the caption."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    drawn = [sample(rng) for _ in range(min(24_000, batch * steps))]
+    drawn = [sample(rng, WORLD) for _ in range(min(24_000, batch * steps))]
     said = [facts(scene) for scene in drawn]
     names = {name: i for i, name in enumerate(sorted({fact for some in said for fact in some}))}
     vectors = torch.randn(len(names), clip.config.hidden_size, generator=generator) * 0.8

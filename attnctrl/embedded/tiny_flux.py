@@ -1,4 +1,4 @@
-"""tiny-flux: a FluxTransformer2DModel of 2.8M parameters with its text encoders."""
+"""tiny-flux: a FluxTransformer2DModel of 3.5M parameters with its text encoders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attnctrl.embedded import text
@@ -19,7 +19,7 @@ BASE, MOST = (16, 0.5), (256, 1.15)
 
 
 class TinyFlux(TinyModel):
-    """2 double and 6 single blocks, 4 heads x 32; no guidance input: `true_cfg_scale` guides."""
+    """3 double and 6 single blocks, 4 heads x 32; no guidance input: `true_cfg_scale` guides."""
 
     name = "tiny-flux"
     guidance = {"true_cfg_scale": 3.0, "negative_prompt": "", "guidance_scale": 1.0}  # noqa: RUF012
@@ -29,7 +29,7 @@ class TinyFlux(TinyModel):
         self.transformer: Any = FluxTransformer2DModel(
             patch_size=1,
             in_channels=4 * CHANNELS,
-            num_layers=2,
+            num_layers=3,
             num_single_layers=6,
             attention_head_dim=32,
             num_attention_heads=4,
@@ -45,17 +45,23 @@ class TinyFlux(TinyModel):
         """The one CLIP encoder; only its pooled text is used."""
         return [self.clip]
 
+    def binding_block(self) -> nn.Module:
+        """The last double block of three."""
+        block: nn.Module = self.transformer.transformer_blocks[-1]
+        return block
+
     def forward(
         self, latents: Tensor, sigma: Tensor, clip_ids: Tensor, t5_ids: Tensor, origin: tuple[int, int] = (0, 0)
     ) -> Tensor:
         """Velocity of latents [n, 16, h, w]; image ids start at `origin`."""
         height, width = latents.shape[2:]
-        states = self.t5(t5_ids)[0]
+        with torch.no_grad():
+            states, pooled = self.t5(t5_ids)[0], self.clip(clip_ids).pooler_output
         tokens = self.transformer(
             hidden_states=pack(latents),
             timestep=sigma,
             encoder_hidden_states=states,
-            pooled_projections=self.clip(clip_ids).pooler_output,
+            pooled_projections=pooled,
             txt_ids=torch.zeros(states.shape[1], 3),
             img_ids=image_ids(height // 2, width // 2, *origin),
             return_dict=False,

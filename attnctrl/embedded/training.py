@@ -13,17 +13,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import T5EncoderModel
 
 from attnctrl.descriptions import Description
 from attnctrl.embedded import dataset
+from attnctrl.embedded.fast import fast
 from attnctrl.embedded.latents import PatchCode, to_uint8
 from attnctrl.embedded.model import TinyModel, Tokens
 from attnctrl.embedded.muon import Muon, split
+from attnctrl.embedded.naming import Naming
 from attnctrl.embedded.sampling import PROMPTS, sample
 from attnctrl.embedded.scenes import WORLDS
 from attnctrl.embedded.sheet import save_grid
 from attnctrl.embedded.swapped import Swapped
+from attnctrl.embedded.t5_training import taught_t5
 from attnctrl.embedded.text_training import teach
 from attnctrl.embedded.tiny_flux import TinyFlux
 from attnctrl.embedded.tiny_sd3 import TinySD3
@@ -33,32 +35,38 @@ NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)
 
 
 class Stage(Description):
-    """A part of a run: so many steps on so many pictures of a world (scenes.WORLDS)."""
+    """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal.
+
+    `pairs` is the share of captions with a relation; None: as the world draws them.
+    """
 
     world: str
     steps: int
+    batch: int = 48
     pictures: int = 40_000
     seed: int = 0
+    pairs: float | None = None
+    noise_mean: float = 0.6
+    noise_std: float = 1.1
 
 
 class TrainConfig(Description):
     """All that a run needs. The rate rises over `warmup` steps, stays at `peak` and falls to 0 over `cooldown`.
 
-    `keep_text` freezes the T5 encoder, of the run that was started from; the CLIP encoders are frozen once taught.
+    The text encoders are taught for so many steps, then frozen. `naming` weighs the loss of the naming head; `bf16`
+    computes the transformer's products in bfloat16.
     """
 
     model: str
     stages: tuple[Stage, ...]
-    batch: int = 48
     peak: float = 2e-3
     warmup: int = 200
     cooldown: int = 1500
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     ema: float = 0.998
-    noise_mean: float = 0.6
-    noise_std: float = 1.1
-    keep_text: bool = False
+    naming: float = 0.1
+    bf16: bool = True
     teach_steps: int = 1500
     compiled: bool = True
     threads: int = 1
@@ -71,6 +79,14 @@ class TrainConfig(Description):
     def steps(self) -> int:
         """Of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    def samples(self, step: int) -> int:
+        """Pictures seen before a step."""
+        seen = 0
+        for stage in self.stages:
+            seen += stage.batch * min(step, stage.steps)
+            step -= min(step, stage.steps)
+        return seen
 
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
@@ -91,8 +107,8 @@ class Run:
     """A training run in a folder: tokenizers, patch code, checkpoint.pt, log.jsonl, sheets.
 
     Pictures are rendered into `data`, a folder a world, where they are missing. A new run may take its weights from
-    `start`, the folder of another run (all weights of the same model, the T5 encoder of another), or from an exported
-    tiny-flux (the T5 encoder, tokenizers and patch code).
+    `start`, the folder of another run (all weights of the same model, the T5 encoder of another), and from an exported
+    tiny-flux the tokenizers and the patch code, which its autoencoder was made for.
     """
 
     def __init__(self, folder: Path, data: Path, artwork: Path, config: TrainConfig, start: Path | None = None) -> None:
@@ -104,12 +120,15 @@ class Run:
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.step, self.seconds = 0, 0.0
         self._weights(start)
-        texts = [*self.net.clips(), *([self.net.t5] if config.keep_text else [])]
-        for encoder in texts:
+        for encoder in (self.net.t5, *self.net.clips()):
             encoder.requires_grad_(False)
+        self.naming = Naming(self.net.transformer.inner_dim)
+        self.naming.watch(self.net.binding_block())
         matrices, rest = split(self.net)
+        rest += self.naming.parameters()
+        products = torch.bfloat16 if config.bf16 else torch.float32
         self.optimizers = [
-            Muon(matrices, lr=config.peak, weight_decay=config.weight_decay),
+            Muon(matrices, lr=config.peak, weight_decay=config.weight_decay, dtype=products),
             torch.optim.AdamW(rest, lr=config.peak, betas=config.betas, weight_decay=config.weight_decay, fused=True),
         ]
         self._resume()
@@ -141,21 +160,20 @@ class Run:
         self.tokens, self.code = Tokens.load(self.folder), PatchCode.load(self.folder / "code.npz")
 
     def _weights(self, start: Path | None) -> None:
-        """First weights: another run's average, or taught CLIP encoders."""
+        """First weights: another run's average, or taught text encoders."""
         if (self.folder / "checkpoint.pt").exists():
             return
         held = {}
         if start and (start / "checkpoint.pt").exists():
             held = torch.load(start / "checkpoint.pt", weights_only=True)["average"]
-        elif start:
-            encoder = T5EncoderModel.from_pretrained(start / "text_encoder_2")
-            held = {f"t5.{name}": value for name, value in encoder.state_dict().items()}
         if held.keys() == self.net.state_dict().keys():
             self.net.load_state_dict(held)
         else:
             t5 = {name.removeprefix("t5."): value for name, value in held.items() if name.startswith("t5.")}
             if t5:
                 self.net.t5.load_state_dict(t5)
+            else:
+                self.net.t5.load_state_dict(taught_t5(self.tokens.t5, self.config.teach_steps).state_dict())
             teach(self.net, self.tokens, self.config.teach_steps)
         self.average.load_state_dict(self.net.state_dict())
 
@@ -165,6 +183,7 @@ class Run:
             state = torch.load(path, weights_only=True)
             self.net.load_state_dict(state["net"])
             self.average.load_state_dict(state["average"])
+            self.naming.load_state_dict(state["naming"])
             self.step, self.seconds = state["step"], state["seconds"]
             for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(held)
@@ -174,6 +193,7 @@ class Run:
         state = {
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
+            "naming": self.naming.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
@@ -188,16 +208,19 @@ class Run:
         path = self.folder / f"sheet-{self.step:06d}.png"
         return save_grid(path, list(images), 4, list(PROMPTS))
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor, tuple[int, int]]) -> Tensor:
-        """One optimizer step; returns the loss."""
-        x, clip_ids, t5_ids, origin = batch
+    def update(self, batch: dataset.Batch) -> Tensor:
+        """One optimizer step; returns the losses of velocity and naming, [2]."""
+        x, stage = batch.latents, self.config.stage(self.step)
         generator = torch.Generator().manual_seed(1_000_003 * self.config.seed + self.step)
         drawn = torch.randn(len(x), generator=generator)
-        sigma = torch.sigmoid(self.config.noise_mean + self.config.noise_std * drawn)
+        sigma = torch.sigmoid(stage.noise_mean + stage.noise_std * drawn)
         noise = torch.randn(x.shape, generator=generator)
         mixed = torch.lerp(x, noise, sigma[:, None, None, None])
-        loss = torch.nn.functional.mse_loss(self.net(mixed, sigma, clip_ids, t5_ids, origin), noise - x)
-        loss.backward()
+        with fast(self.config.bf16):
+            velocity = self.net(mixed, sigma, batch.clip_ids, batch.t5_ids, batch.origin)
+            named = self.naming(batch.maps)
+        loss = torch.nn.functional.mse_loss(velocity.float(), noise - x)
+        (loss + self.config.naming * named).backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -207,27 +230,30 @@ class Run:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - decay)
-        return loss.detach()
+        return torch.stack([loss.detach(), named.detach()])
 
     def train(self, until: int | None = None) -> None:
         """To the end of the recipe, or to a step."""
         torch.set_num_threads(self.config.threads)
         (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n")
         last = min(until or self.config.steps, self.config.steps)
-        saved = shown = self.seconds
+        saved = shown = logged = self.seconds
         losses: list[Tensor] = []
         stage, batches = None, None
         while self.step < last:
             if stage != self.config.stage(self.step) or batches is None:
                 stage = self.config.stage(self.step)
                 folder = self.stage_data(stage)
-                batches = dataset.Batches(folder, self.tokens, self.code, self.config.batch, self.config.seed + 1)
+                batches = dataset.Batches(
+                    folder, self.tokens, self.code, stage.batch, self.config.seed + 1, stage.pairs
+                )
             begin = time.perf_counter()
             losses.append(self.update(batches[self.step]))
             self.step += 1
             self.seconds += time.perf_counter() - begin
             if self.step % 50 == 0:
-                self._log(losses)
+                self._log(losses, self.seconds - logged)
+                logged = self.seconds
                 losses.clear()
             if self.seconds - saved > 60 * self.config.checkpoint_minutes:
                 saved = self.seconds
@@ -238,14 +264,19 @@ class Run:
         self.save()
         self.sheet()
 
-    def _log(self, losses: list[Tensor]) -> None:
+    def _log(self, losses: list[Tensor], seconds: float) -> None:
+        loss, named = torch.stack(losses).mean(0).tolist()
         record = {
             "step": self.step,
+            "samples": self.config.samples(self.step),
             "seconds": round(self.seconds, 1),
-            "loss": round(float(torch.stack(losses).mean()), 5),
+            "pace": round(len(losses) * self.config.stage(self.step - 1).batch / max(seconds, 1e-9), 1),
+            "loss": round(loss, 5),
+            "naming": round(named, 5),
             "rate": self.config.rate(self.step),
         }
         if self.step % 250 == 0:
-            record.update(self.swapped(self.average))
+            with fast(self.config.bf16):
+                record.update(self.swapped(self.average))
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(record) + "\n")

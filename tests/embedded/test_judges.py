@@ -13,7 +13,7 @@ pytest.importorskip("cv2", reason="the embedded world is drawn with opencv: inst
 from attnctrl.embedded import artwork, canvas, scenes
 from attnctrl.embedded.judge import CIRCULAR, PARAMS, Judge, declared, decode_params, encode_params
 from attnctrl.embedded.judge_artwork import roughen, variants
-from attnctrl.embedded.subjects import COLOR_NAMES, SUBJECTS, Seen, both_found, in_order
+from attnctrl.embedded.subjects import COLOR_NAMES, SUBJECTS, Seen, all_found, box, in_order, overlap
 
 
 def seen(*blobs: tuple[str, slice, slice], color: str = "red") -> Seen:
@@ -37,8 +37,8 @@ def test_maps_say_what_is_where() -> None:
     assert found[0].cells == pytest.approx(12)
     assert found[0].center == pytest.approx((1.5 / 8, 0.5))
     assert found[1].center == pytest.approx((6.5 / 8, 0.5))
-    assert both_found(found, "mushroom", "fox")
-    assert not both_found(found, "mushroom", "key")
+    assert all_found(found, ("mushroom", "fox"))
+    assert not all_found(found, ("mushroom", "key"))
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,38 @@ def test_maps_say_what_is_where() -> None:
 )
 def test_only_the_asked_order_is_right(fox: tuple, key: tuple, holding: str) -> None:
     found = seen(("fox", *fox), ("key", *key)).found()[0]
-    assert in_order(found, "fox", "key", holding)
+    assert in_order(found, ("fox", "key"), holding)
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[holding]
-    assert not in_order(found, "fox", "key", opposite)
-    assert in_order(found, "key", "fox", opposite)
-    assert not in_order(found, "fox", "star", holding)
+    assert not in_order(found, ("fox", "key"), opposite)
+    assert in_order(found, ("key", "fox"), opposite)
+    assert not in_order(found, ("fox", "star"), holding)
+
+
+def test_three_in_a_row_are_each_left_of_the_next() -> None:
+    row = seen(("fox", MIDDLE, slice(0, 2)), ("key", MIDDLE, slice(3, 5)), ("car", MIDDLE, slice(6, 8))).found(3)[0]
+    assert in_order(row, ("fox", "key", "car"), "left of")
+    assert in_order(row, ("car", "key", "fox"), "right of")
+    assert not in_order(row, ("fox", "car", "key"), "left of")
+    assert not all_found(row[:2], ("fox", "key", "car"))
+
+
+def test_objects_are_counted_and_outlined() -> None:
+    maps = seen(("fox", MIDDLE, LEFT), ("key", MIDDLE, RIGHT), ("car", slice(0, 1), slice(4, 5)))
+    assert maps.counts() == [3]
+    assert seen(("fox", MIDDLE, LEFT), ("fox", MIDDLE, RIGHT)).counts() == [2]
+    mask = maps.mask(0, "fox")
+    assert mask.shape == (64, 64)
+    assert overlap(box(mask), (0, 16, 24, 48)) > 0.75
+    assert box(np.zeros((8, 8), bool)) == (0, 0, 0, 0)
+    assert overlap((0, 0, 4, 4), (4, 0, 8, 4)) == 0
+    assert overlap((0, 0, 4, 4), (2, 0, 6, 4)) == pytest.approx(1 / 3)
 
 
 def test_a_speck_is_no_object() -> None:
     speck = seen(("fox", MIDDLE, LEFT), ("key", slice(0, 1), slice(7, 8)))
     speck.where[:, :, 0, 7] *= 0.9
     assert [thing.subject for thing in speck.found()[0]] == ["fox"]
-    assert not both_found(speck.found()[0], "fox", "key")
+    assert not all_found(speck.found()[0], ("fox", "key"))
     assert speck.subjects() == ["fox"]
     assert speck.subjects(among=("key", "car")) == ["key"]
 
@@ -78,26 +98,31 @@ def test_the_color_is_read_where_the_subject_stands() -> None:
 
 
 def test_calibration_counts_what_was_read() -> None:
-    from attnctrl.embedded.subject_training import calibrate
+    from attnctrl.embedded.subject_training import Drawn, calibrate
 
     rng = np.random.default_rng(0)
-    plain = replace(scenes.WIDER, shapes=(((64, 64), 1.0),), pairs=0.0)
+    plain = replace(scenes.PAIRED, shapes=(((64, 64), 1.0),), pairs=0.0)
     fox = scenes.sample(rng, replace(plain, subjects=("fox",), styles=("comic",)))
     single = replace(fox, objects=(replace(fox.objects[0], color="green"),))
     maps = [seen(("fox", MIDDLE, MIDDLE), color="green"), seen(("key", MIDDLE, MIDDLE), color="red")]
     both = Seen(np.concatenate([m.where for m in maps]), np.concatenate([m.colors for m in maps]))
     pair = scenes.sample(rng, replace(plain, subjects=("fox", "key"), styles=("comic",), pairs=1.0))
-    pair = replace(pair, objects=tuple(replace(pair.objects[0], subject=name) for name in ("fox", "key")))
+    pair = replace(pair, objects=tuple(replace(pair.objects[0], subject=name, color="red") for name in ("fox", "key")))
     halves = seen(("fox", MIDDLE, LEFT), ("key", MIDDLE, RIGHT))
-    images = np.zeros((3, 64, 64, 3), np.uint8)
+    masks = np.zeros((2, 64, 64), np.float32)
+    masks[0, 16:48, :24] = masks[1, 16:48, 40:] = 1
+    nothing = torch.zeros(0)
     result = calibrate(
-        lambda shown, scales=(1.0,): both if len(shown) == 2 else halves,
-        images,
-        [single, replace(pair, relation="right of"), single],
+        lambda shown, *more: halves if more else both,
+        Drawn(np.zeros((2, 64, 64, 3), np.uint8), [single, single], [], nothing, nothing),
+        Drawn(np.zeros((1, 64, 64, 3), np.uint8), [replace(pair, relation="right of")], [masks], nothing, nothing),
     )
-    assert result["right"]["subject"] == result["right"]["subject, comic"] == [0.5, 2]
-    assert result["right"]["color"] == [0.5, 2]
-    assert (result["right"]["both of two found"], result["right"]["both found, in order"]) == ([1.0, 1], [0.0, 1])
+    right = result["right"]
+    assert right["subject"] == right["subject, comic"] == [0.5, 2]
+    assert right["color"] == [0.5, 2]
+    assert (right["both of two found"], right["both found, in order"]) == ([1.0, 1], [0.0, 1])
+    assert (right["each in its color"], right["count"]) == ([1.0, 1], [1.0, 1])
+    assert min(right["mask"][0], right["box"][0]) > 0.75
     assert result["subject_taken_for"]["fox"] == {"fox": 1, "key": 1}
 
 
