@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .layout import Rotary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Rows:
     numbers: tuple[int, ...]
 
     @classmethod
-    def chosen(cls, rows: Sequence[int], batch: int, make: Callable[[Any], Tensor] = torch.tensor) -> Rows:
+    def chosen(cls, rows: Sequence[int], batch: int, make: Callable[[Any], Tensor] | None = None) -> Rows:
         """Rows by number; `make` turns a list of integers into an index tensor on the device."""
+        import torch
+
+        make = make or torch.tensor
         rest = [row for row in range(batch) if row not in rows]
         place = {row: i for i, row in enumerate([*rest, *rows])}
         index, others, order = (make(list(x)).long() for x in (rows, rest, [place[row] for row in range(batch)]))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from .descriptions import Description
+from .descriptions import Description, numbers_in
 from .effect import Effect
 from .layout import Arguments, Layout, Rotary, Site, Step, on
 from .reference import Reference
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .guests import Guest
 
 T = TypeVar("T")
+
+LARGEST = 1e3, 1e6
+"""Beyond these a strength, and any other number of a control, is a slip of the pen."""
+USUAL = "its default, which attnctrl methods lists"
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,16 @@ class Control(Description, ABC):
         given = value.model_dump(exclude_unset=True) if isinstance(value, Where) else value
         usual = cls.model_fields["where"].default.model_dump()
         return {**usual, **given} if isinstance(given, dict) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _bearable(cls, value: Any, info: ValidationInfo) -> Any:
+        """No equation bears 1e30."""
+        most = LARGEST[0] if info.field_name == "strength" else LARGEST[1]
+        for number in numbers_in(value):
+            if abs(number) > most:
+                raise ValueError(f"{number:g} is beyond {most:g}, which no picture bears; try {USUAL}")
+        return value
 
     order: ClassVar[int] = 0
     """Place in the composition: lower orders change features first."""

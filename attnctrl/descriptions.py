@@ -119,12 +119,12 @@ class Fault:
 
 
 def fault_of(error: ValidationError) -> Fault:
-    """The first fault of a validation; of a setting whose alternatives all fail, that of the one that went furthest."""
+    """The first fault of a validation; where all alternatives of a setting fail, the furthest one's, ours first."""
     found = error.errors(include_url=False)
     loc = found[0]["loc"]
     union = next((i for i, part in enumerate(loc) if not _is_place(part)), None)
     rivals = found[:1] if union is None else [one for one in found if one["loc"][:union] == loc[:union]]
-    told = max(rivals, key=lambda one: len(one["loc"]))
+    told = max(rivals, key=lambda one: (len(one["loc"]), one["type"] == "value_error"))
     place = tuple(str(part) for part in told["loc"] if _is_place(part))
     text = told["msg"].removeprefix("Value error, ").removeprefix(f"{place[-1]}: " if place else "")
     return Fault(place, text, told["type"], len(found) - len(rivals))
@@ -135,6 +135,18 @@ def explain(error: ValidationError) -> str:
     fault = fault_of(error)
     more = f" (and {fault.more} more)" if fault.more else ""
     return ": ".join([*([".".join(fault.place)] if fault.place else []), fault.text]) + more
+
+
+def numbers_in(value: Any) -> Iterator[float]:
+    """The fractional numbers of a setting, in its tuples and descriptions too."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from numbers_in(one)
+    elif isinstance(value, Description):
+        for name in type(value).model_fields:
+            yield from numbers_in(getattr(value, name))
 
 
 def _is_place(part: str | int) -> bool:

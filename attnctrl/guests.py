@@ -8,14 +8,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from .errors import ControlError
-from .host import Host
 from .layout import Arguments, Layout, Step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .host import Host
     from .reference import Reference
 
 OPEN = frozenset({"attention_mask"})
@@ -39,6 +38,8 @@ class GuestRow(ABC):
 
     def residual(self, name: str, rows: Sequence[Tensor]) -> Tensor:
         """Its row of a residual argument, found under `name`: zeros, and all to see in a mask."""
+        import torch
+
         blank = torch.zeros_like(rows[0])
         return ~blank if name in OPEN and blank.dtype == torch.bool else blank
 
@@ -78,6 +79,8 @@ class PictureGuest(Guest):
 
     def enter(self, host: Host, arguments: Arguments, layout: Layout) -> PictureRow:
         """Encode the picture at the size of this call, and its caption at this call's text length."""
+        import torch
+
         reference, batched = self.reference, host.edge.batched
         hidden = arguments[batched.latents]
         latent = host.encoded_picture(reference.picture, arguments, layout)

@@ -16,7 +16,6 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import ValidationError
@@ -35,6 +34,8 @@ FAMILIES = ("sharing", "guidance", "other")
 RESERVED = ("plain", "copy")
 """What the command line and evaluations call a picture without a control, and the leader's copy."""
 _KIND = re.compile(r"[a-z][a-z0-9_-]*")
+_REGISTERS = re.compile(r"^@register$", re.MULTILINE)
+"""What a method's file holds; the machinery beside it needs torch, and a list of methods does not."""
 
 # the one table of the package that grows: by imports alone, under the lock
 _lock = threading.RLock()
@@ -183,12 +184,13 @@ def says(cls: type[Control]) -> str:
 
 
 def _search() -> None:
-    """Import what may register controls: the files of processors/, entry points, the files of ATTNCTRL_LOAD."""
+    """Import what may register controls: the methods of processors/, entry points, the files of ATTNCTRL_LOAD."""
     if "processors" not in _searched:
         _searched.add("processors")
         package = import_module(f"{__package__}.processors")
-        for one in iter_modules(package.__path__):
-            import_module(f"{package.__name__}.{one.name}")
+        for file in sorted(one for folder in package.__path__ for one in Path(folder).glob("*.py")):
+            if _REGISTERS.search(file.read_text(encoding="utf-8")):
+                import_module(f"{package.__name__}.{file.stem}")
     if "entry points" not in _searched:
         _searched.add("entry points")
         for point in entry_points(group=ENTRY_POINTS):

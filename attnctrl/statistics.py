@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIANCE_EPS = 1e-5
 
 
 def widened(x: Tensor) -> Tensor:
     """x in float32 or wider."""
+    import torch
+
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -20,6 +24,8 @@ def adain(x: Tensor, reference: Tensor, amount: Tensor | None = None) -> Tensor:
     unchanged x (None is 1). Computed in fp32 or wider, returned in x's dtype. sigma = sqrt(var + 1e-5), var unbiased as
     in the released code of StyleAligned (arXiv 2312.02133) and AlignedGen (arXiv 2509.17088).
     """
+    import torch
+
     a, r = widened(x), widened(reference)
     # one token has no deviation: unbiased, it would be nan
     var_a, mean_a = torch.var_mean(a, dim=1, keepdim=True, correction=min(1, a.shape[1] - 1))

@@ -12,10 +12,10 @@ from .descriptions import Description
 from .errors import ControlError
 from .layout import Site, Step
 
-_BLOCKS = re.compile(r"(?:(?P<stream>[a-z]+):)?L?(?P<first>\d+)(?:-L?(?P<last>\d+))?(?:/(?P<stride>\d+))?")
-_HEAD = re.compile(r"(?:L(?P<block>\d+))?H(?P<head>\d+)")
-_STEPS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
-_PART = re.compile(r"(?P<first>\d+(?:\.\d+)?)%-(?P<last>\d+(?:\.\d+)?)%")
+_BLOCKS = re.compile(r"(?:(?P<stream>[a-z]+):)?L?(?P<first>\d{1,6})(?:-L?(?P<last>\d{1,6}))?(?:/(?P<stride>\d{1,6}))?")
+_HEAD = re.compile(r"(?:L(?P<block>\d{1,6}))?H(?P<head>\d{1,6})")
+_STEPS = re.compile(r"(?P<first>\d{1,6})(?:-(?P<last>\d{1,6}))?")
+_PART = re.compile(r"(?P<first>\d{1,6}(?:\.\d{1,9})?)%-(?P<last>\d{1,6}(?:\.\d{1,9})?)%")
 
 
 class Where(Description):

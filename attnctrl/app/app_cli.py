@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
+import socket
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..embedded import MODELS
 from ..errors import ControlError
+from ..pipelines.facts import known_model
+from .asked import loadable
 from .console import console
 
 if TYPE_CHECKING:
@@ -52,12 +58,14 @@ def app(
         raise ControlError("--share opens this machine to everyone: add --auth NAME:PASSWORD")
     if mcp:
         _need_mcp()
+    for one in model or MODELS:
+        known_model(one)
+    loadable(device, dtype, offload)
+    can_listen(host, port)
     from .web.app import app as build
     from .web.app import launch
 
     page, frame = build(model or MODELS, allowed, device, dtype, offload)
-    with console.status(f"loading {frame.engine.models[0]}"), frame.engine.pipe(frame.engine.models[0]):
-        pass
     try:
         _, address, shared = launch(
             page, frame, host, port, share, (name, password) if auth else None, browser, mcp, block=False
@@ -65,6 +73,7 @@ def app(
     except OSError as fault:
         raise ControlError(f"cannot listen at {host}, port {port or '7860 and above'}: {fault}") from None
     console.print(f"attnctrl is at {shared or address}  (Ctrl-C ends it)", highlight=False)
+    frame.engine.warm()
     try:
         page.block_thread()
     finally:
@@ -78,6 +87,38 @@ def _limits(path: Path) -> Limits:
         return Limits.model_validate_json(path.read_bytes())
     except OSError as fault:
         raise ControlError(f"cannot read the limits {path}: {fault.strerror}") from None
+
+
+def can_listen(host: str, port: int | None) -> None:
+    """Raise ControlError for an address and a port where no server can be."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ControlError(f"--port {port}: give a number from 1 to 65535")
+    where = f"--host {host[:80]}"
+    if re.fullmatch(r"[\d.]+", host):
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ControlError(f"{where} is no address; give 127.0.0.1, or 0.0.0.0 for the network") from None
+    found: list[Any] = []
+    look = threading.Thread(target=lambda: found.extend(_addresses(host)), daemon=True)  # a name may take minutes
+    look.start()
+    look.join(3)
+    if not found:
+        raise ControlError(f"{where} is not found; give 127.0.0.1, or 0.0.0.0 for the network")
+    family, *_, address = found[0]
+    with socket.socket(family, socket.SOCK_STREAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((address[0], port or 0))
+        except OSError as fault:
+            raise ControlError(f"cannot listen at {host}, port {port or 'any'}: {fault.strerror}") from None
+
+
+def _addresses(host: str) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
 
 
 def _need_mcp() -> None:

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ControlError
+from ..pipelines.folders import reserved
 from ..pipelines.sheets import SheetRow, contact_sheet
+from ..words import WORD
+from .asked import loadable
 from .console import Bar, console
+from .ending import keeping
 from .models import load_model
 from .options import size_of
 
 if TYPE_CHECKING:
     from ..pipelines.observe import Observation
+    from ..where import Where
 
 SHEET, MAPS, HEADS = "attention.png", "maps.npz", "heads.json"
 ACROSS, AT_MOST = 8, 64
@@ -41,16 +46,33 @@ def attention(
     offload: Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")] = "none",
 ) -> None:
     """Show which image tokens attend to which words, by block and step, and measure every head."""
-    import torch
-
-    from ..pipelines.generate import check_size, new_folder, refuse_used
-    from ..pipelines.observe import observe
+    from ..pipelines.facts import check_before, steps_come, steps_of, warn_of_doubts
+    from ..pipelines.recipe import Recipe
     from ..where import Where
 
     if map_size < 1:
         raise ControlError(f"--map-size {map_size}: give one token or more")
-    refuse_used(out)
     where = Where(blocks=blocks, heads=heads, steps=at_steps)
+    loadable(device, dtype, offload)
+    recipe = Recipe(model=model, prompts=(prompt,), num_inference_steps=steps, seed=seed, **size_of(size))
+    check_before(recipe)
+    steps_come("attention", where, steps_of(recipe))
+    for one in word or ():
+        said(prompt, one)
+    with reserved(out), keeping("nothing was written"):
+        warn_of_doubts(recipe)
+        _observe(prompt, out, word, where, model, steps, seed, size, map_size, device, dtype, offload)
+
+
+def _observe(
+    prompt: str, out: Path, word: list[str] | None, where: Where, model: str, steps: int | None, seed: int,
+    size: str | None, map_size: int, device: str | None, dtype: str | None, offload: str,
+) -> None:  # fmt: skip
+    import torch
+
+    from ..pipelines.generate import check_size, new_folder
+    from ..pipelines.observe import observe
+
     pipe = load_model(model, device, dtype, offload)
     given: dict[str, Any] = {**size_of(size), **({} if steps is None else {"num_inference_steps": steps})}
     check_size(pipe, given.get("height"), given.get("width"))
@@ -112,6 +134,14 @@ def write_heads(found: Observation, path: Path, model: str, seed: int) -> None:
         "blocks": found.blocks, "words": dict(zip(found.words, found.columns, strict=True)), "statistics": figures,
     }  # fmt: skip
     path.write_text(json.dumps(said, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def said(prompt: str, word: str) -> None:
+    """Raise ControlError for a word or phrase that the prompt does not hold; the tokens are looked up later."""
+    held, wanted = ([one[0].lower() for one in WORD.finditer(text)] for text in (prompt, word))
+    places = range(len(held) - len(wanted) + 1)
+    if not wanted or not any(held[i : i + len(wanted)] == wanted for i in places):
+        raise ControlError(f"there is no word {word!r} in the prompt; its words are {', '.join(held) or 'none'}")
 
 
 def _said(found: Observation, title: str, word: str, **place: Any) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
 import typer
-from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 from rich.table import Table
 
@@ -21,7 +16,10 @@ from ..embedded import MODELS
 from ..embedded.commands import app as embedded
 from ..errors import ControlError
 from .app_cli import app as app_command
+from .asked import asked, loadable
 from .attention_cli import attention
+from .console import console
+from .ending import STOPPED, end, keeping, quiet_others
 from .eval_cli import app as eval_app
 from .heads_cli import app as heads_app
 from .methods_cli import Loading, methods
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from ..pipelines.generate import PictureSet
     from ..pipelines.recipe import Recipe
 
-console = Console()
 app = typer.Typer(
     cls=Loading,
     no_args_is_help=True,
@@ -62,8 +59,21 @@ DEMO_SUBJECTS = ("a mushroom", "a rocket", "a penguin", "a butterfly")
 DEMO_STRENGTH = 0.5
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"attnctrl {version('attnctrl')}")
+        raise typer.Exit
+
+
 @app.callback()
-def begin(load: Load = None) -> None:
+def begin(
+    load: Load = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Control the attention of diffusion transformers, without training."""
     from ..registry import load_file
 
@@ -72,27 +82,29 @@ def begin(load: Load = None) -> None:
 
 
 @app.command()
-def demo(out: Out = None, seed: int = 3) -> None:
+def demo(
+    out: Out = None, seed: Annotated[int, typer.Option(help="Picture i has seed + i.", min=0, max=2**62)] = 3
+) -> None:
     """Make a set in one style with the embedded model: once plain, once aligned."""
-    from ..pipelines.generate import sheet_row, write_set
-    from ..pipelines.recipe import Recipe
-    from ..processors import AlignedStyle
+    with _folder(out, "demo") as folder:
+        from ..pipelines.generate import sheet_row, write_set
+        from ..pipelines.recipe import Recipe
+        from ..processors import AlignedStyle
 
-    folder = _folder(out, "demo")
-    pipe = load_model(DEMO_MODEL, None)
-    prompts = tuple(f"{subject}, {DEMO_STYLE}" for subject in DEMO_SUBJECTS)
-    plain = _generate(pipe, Recipe(model=DEMO_MODEL, prompts=prompts, seed=seed), "plain")
-    aligned = _generate(
-        pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(strength=DEMO_STRENGTH),)}), "aligned"
-    )
-    rows = [
-        sheet_row(plain, "Plain: every picture finds its own style"),
-        sheet_row(aligned, "Aligned: all follow the first picture"),
-    ]
-    heading = f"One prompt style, “{DEMO_STYLE}”, seed {seed}"
-    write_set(plain, folder / "plain")
-    write_set(aligned, folder / "aligned", rows, heading)
-    _say_written(folder, ("aligned/sheet.png", "aligned", "plain"))
+        pipe = load_model(DEMO_MODEL, None)
+        prompts = tuple(f"{subject}, {DEMO_STYLE}" for subject in DEMO_SUBJECTS)
+        plain = _generate(pipe, Recipe(model=DEMO_MODEL, prompts=prompts, seed=seed), "plain")
+        aligned = _generate(
+            pipe, plain.recipe.model_copy(update={"control": (AlignedStyle(strength=DEMO_STRENGTH),)}), "aligned"
+        )
+        rows = [
+            sheet_row(plain, "Plain: every picture finds its own style"),
+            sheet_row(aligned, "Aligned: all follow the first picture"),
+        ]
+        heading = f"One prompt style, “{DEMO_STYLE}”, seed {seed}"
+        write_set(plain, folder / "plain")
+        write_set(aligned, folder / "aligned", rows, heading)
+        _say_written(folder, ("aligned/sheet.png", "aligned", "plain"))
 
 
 @app.command()
@@ -142,6 +154,7 @@ def generate(
     out: Out = None,
 ) -> None:
     """Make a set of pictures that share one style, or one subject, or are under any other control."""
+    from ..pipelines.facts import check_before, warn_of_doubts
     from ..pipelines.recipe import Recipe
     from ..registry import controls_of
     from .options import references_of, size_of, style_of
@@ -161,14 +174,22 @@ def generate(
     }  # fmt: skip
     if heads is None and (head_strength is not None or u is not None):
         raise ControlError("--head-strength and --u belong to --heads; name heads or a preset")
-    recipe, folder = Recipe(**values), _folder(out, "set")
-    pipe = load_model(model, device, dtype, offload)
+    recipe = Recipe(**values)
     if heads is not None:
-        from ..pipelines.presets import preset_of
+        from ..pipelines.presets import preset_before
 
-        guided = preset_of(heads, model, pipe, head_strength, u).control()
-        recipe = recipe.model_copy(update={"control": (*controls, guided)})
-    _make(pipe, recipe, folder)
+        preset_before(heads, model, head_strength, u)
+    loadable(device, dtype, offload)
+    check_before(recipe)
+    with _folder(out, "set") as folder:
+        warn_of_doubts(recipe)
+        pipe = load_model(model, device, dtype, offload)
+        if heads is not None:
+            from ..pipelines.presets import preset_of
+
+            guided = preset_of(heads, model, pipe, head_strength, u).control()
+            recipe = recipe.model_copy(update={"control": (*controls, guided)})
+        _make(pipe, recipe, folder)
 
 
 @app.command()
@@ -180,17 +201,22 @@ def run(
     out: Out = None,
 ) -> None:
     """Replay a recipe; says whether the pictures came out the same, pixel for pixel."""
-    import torch
-
+    from ..pipelines.facts import check_before, warn_of_doubts
     from ..pipelines.recipe import read_recipe
 
     earlier = read_recipe(recipe)
     before = earlier.environment
     if before is not None:
-        torch.set_num_threads(before.threads)
         device, dtype = device or before.device, dtype or before.dtype
-    folder = _folder(out, "replay")
-    result = _make(load_model(earlier.model, device, dtype, offload), earlier, folder)
+    loadable(device, dtype, offload)
+    check_before(earlier)
+    with _folder(out, "replay") as folder:
+        warn_of_doubts(earlier)
+        if before is not None:
+            import torch
+
+            torch.set_num_threads(before.threads)
+        result = _make(load_model(earlier.model, device, dtype, offload), earlier, folder)
     if earlier.made:
         same, now = result.same_as(earlier), result.recipe.environment
         console.print(f"{same} of {len(earlier.made)} pictures are identical to the recipe's")
@@ -203,6 +229,7 @@ def info(
     model: Model = "tiny-sd3",
 ) -> None:
     """Show a model's blocks as --blocks names them, and its own settings."""
+    asked(model, None)
     from ..processors.attaching import host_of
 
     pipe = load_model(model, "cpu", None, "none")
@@ -216,21 +243,17 @@ def info(
 
 
 def main() -> None:
-    """Run the command line; users' mistakes end with one line and exit code 2."""
-    from pydantic import ValidationError
-
-    warnings.showwarning = _show_warning
-    warnings.simplefilter("ignore", FutureWarning)
+    """Run the command line; whatever goes wrong ends with one line, a mistake of the user's with exit code 2."""
+    quiet_others()
     try:
-        app()
-    except ValidationError as fault:
-        from ..descriptions import explain
-
-        _fail(explain(fault))
-    except ControlError as fault:
-        _fail(str(fault))
-    except KeyboardInterrupt:
-        sys.exit(130)
+        code = app(standalone_mode=False)
+    except SystemExit:
+        raise
+    except BaseException as fault:
+        sys.exit(end(fault))
+    if code == STOPPED:
+        sys.exit(end(KeyboardInterrupt()))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _generate(pipe: Any, recipe: Recipe, title: str) -> PictureSet:
@@ -251,26 +274,15 @@ def _make(pipe: Any, recipe: Recipe, folder: Path) -> PictureSet:
     return result
 
 
-def _folder(out: Path | None, stem: str) -> Path:
-    from ..pipelines.generate import refuse_used
+@contextmanager
+def _folder(out: Path | None, stem: str) -> Iterator[Path]:
+    """A folder that is held for the result; the next free one in attnctrl-out if none is named."""
+    from ..pipelines.folders import free_folder, reserved
 
-    if out is None:
-        home = Path("attnctrl-out")
-        out = next(p for n in range(1, 10**6) if not (p := home / f"{stem}-{n:03d}").exists())
-    refuse_used(out)
-    return out
+    with reserved(free_folder(stem) if out is None else out) as folder, keeping("no picture was written"):
+        yield folder
 
 
 def _say_written(folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         console.print(str(folder / name), highlight=False, soft_wrap=True)
-
-
-def _show_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
-    Console(stderr=True).print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True)
-
-
-def _fail(text: str) -> None:
-    one_line = " ".join(text.split())
-    Console(stderr=True).print(f"attnctrl: {one_line}", style="red", highlight=False, soft_wrap=True, markup=False)
-    sys.exit(2)

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ..errors import ControlError
 
 console = Console()
+SEEDS = 100_000
+"""As many as a run may have."""
 
 
 class Bar:
@@ -60,9 +62,14 @@ def numbers_of(text: str) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             first, _, last = part.strip().partition("-")
-            numbers += range(int(first), int(last or first) + 1)
+            span = range(int(first), int(last or first) + 1)
+            if int(last or first) >= 2**63 or len(span) > SEEDS:
+                raise ControlError(f"--seeds {text[:60]}: at most {SEEDS} seeds, each below 2^63")
+            numbers += span
+    except ControlError:
+        raise
     except ValueError:
-        raise ControlError(f"--seeds {text}: write 0-4 or 0,3,7") from None
+        raise ControlError(f"--seeds {text[:60]}: write 0-4 or 0,3,7") from None
     if not numbers:
         raise ControlError(f"--seeds {text}: the range runs backwards; write 0-4 or 0,3,7")
     return tuple(numbers)

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..embedded import MODELS
+from ..pipelines.folders import reserved
+from ..pipelines.presets import preset_before
+from .asked import asked
 from .console import Bar, console, lines_of
+from .ending import keeping
 from .models import load_model
 
 if TYPE_CHECKING:
+    from ..evals.runs.config import RunConfig
     from ..evals.runs.run import Run
     from ..evals.runs.sets import StyleSet
 
@@ -64,6 +69,10 @@ def style(
     offload: Offload = "none",
 ) -> None:
     """Draw every set with every method and measure them; killed at any moment, the same command goes on."""
+    asked(
+        model, size, device=device, dtype=dtype, offload=offload, num_inference_steps=steps, batch_size=batch_size,
+        threads=threads, guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale, seed=seed,
+    )  # fmt: skip
     from ..evals.runs.arms import arms
     from ..evals.runs.sets import read_sets, spread
 
@@ -102,6 +111,15 @@ def heads(
     offload: Offload = "none",
 ) -> None:
     """Draw prompts plain, guided by sets of heads, and by random ones; measured and reported like style sets."""
+    asked(
+        model, size, objectives=objective, prompts=prompts, device=device, dtype=dtype, offload=offload,
+        num_inference_steps=steps, threads=threads, guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale,
+        seed=seed, repeats=repeats, random_sets=random_sets, strength=strength, u=u,
+    )  # fmt: skip
+    for one in heads:
+        preset_before(one, model, strength, u)
+    with reserved(out, used=True):
+        pass
     from ..evals.runs.heads import head_arms, prompt_sets
 
     pipe = load_model(model, _own(device), dtype, offload)
@@ -168,12 +186,21 @@ def _run(
     values: dict[str, Any], sets: tuple[StyleSet, ...], size: str | None, device: str | None, dtype: str | None,
     offload: str, out: Path, pipe: Any = None,
 ) -> None:  # fmt: skip
-    from ..evals.metrics.kinds import metrics as named
     from ..evals.runs.config import RunConfig
-    from ..evals.runs.run import Run
     from .options import size_of
 
     config = RunConfig(**values, **size_of(size))
+    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+        _draw(config, sets, device, dtype, offload, out, pipe)
+
+
+def _draw(
+    config: RunConfig, sets: tuple[StyleSet, ...], device: str | None, dtype: str | None, offload: str, out: Path,
+    pipe: Any,
+) -> None:  # fmt: skip
+    from ..evals.metrics.kinds import metrics as named
+    from ..evals.runs.run import Run
+
     device = _own(device)
     measures = named(config.metrics, device)
     pipe = pipe or load_model(config.model, device, dtype, offload)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..pipelines.facts import warn_of_words
+from ..pipelines.folders import reserved
+from ..pipelines.presets import preset_before
+from .asked import asked
 from .console import Bar, console, duration, lines_of, numbers_of
+from .ending import keeping
 from .models import load_model
 
 if TYPE_CHECKING:
@@ -48,29 +54,35 @@ def search(
     threads: Threads = 1,
 ) -> None:
     """Find the heads whose perturbation gains most of an objective (HeadHunter); several objectives share a round."""
-    from ..evals.heads.search import Search, SearchConfig
-    from ..evals.ledger import own_device
-    from ..evals.objectives import Models
-    from ..evals.objectives import objective as named
-    from ..where import Where
-
-    config = SearchConfig(
-        model=model, objectives=tuple(objective), prompts=lines_of(prompts), seeds=numbers_of(seeds), rounds=rounds,
-        top_k=top_k, where=Where(blocks=blocks), strength=strength, u=u, cfg=cfg, halving=halving,
-        num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
+    asked(
+        model, size, objectives=objective, prompts=prompts, seeds=seeds, blocks=blocks, device=device, rounds=rounds,
+        top_k=top_k, strength=strength, u=u, num_inference_steps=steps, batch_size=batch_size, threads=threads,
     )  # fmt: skip
-    device = own_device(device)
-    shared = Models(device)
-    objectives = {text: named(text, device, shared) for text in objective}
-    pipe = load_model(model, device)
-    hunt = Search(pipe, config, objectives, out)
-    if hunt.state.is_main_process:
-        _say_budget(hunt.expected(), hunt.measure(), len(hunt.ledger.done), hunt.state.num_processes)
-    with Bar("pictures") as step:
-        found = hunt.run(step)
-        step(hunt.drawn, hunt.drawn, 0.0)
-    if hunt.state.is_main_process:
-        _write(hunt, found)
+    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+        warn_of_words(model, lines_of(prompts))
+        from ..evals.heads.search import Search, SearchConfig
+        from ..evals.ledger import own_device
+        from ..evals.objectives import Models
+        from ..evals.objectives import objective as named
+        from ..where import Where
+
+        config = SearchConfig(
+            model=model, objectives=tuple(objective), prompts=lines_of(prompts), seeds=numbers_of(seeds),
+            rounds=rounds, top_k=top_k, where=Where(blocks=blocks), strength=strength, u=u, cfg=cfg, halving=halving,
+            num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
+        )  # fmt: skip
+        device = own_device(device)
+        shared = Models(device)
+        objectives = {text: named(text, device, shared) for text in objective}
+        pipe = load_model(model, device)
+        hunt = Search(pipe, config, objectives, out)
+        if hunt.state.is_main_process:
+            _say_budget(hunt.expected(), hunt.measure(), len(hunt.ledger.done), hunt.state.num_processes)
+        with Bar("pictures") as step:
+            found = hunt.run(step)
+            step(hunt.drawn, hunt.drawn, 0.0)
+        if hunt.state.is_main_process:
+            _write(hunt, found)
 
 
 @app.command()
@@ -92,6 +104,21 @@ def check(
     threads: Threads = 1,
 ) -> None:
     """Measure what heads do to pictures that no search has seen, with an interval and beside random heads."""
+    asked(
+        model, size, objectives=(objective,), prompts=prompts, seeds=seeds, device=device, random_sets=random_sets,
+        num_inference_steps=steps, batch_size=batch_size, threads=threads,
+    )  # fmt: skip
+    preset_before(preset, model, strength, u)
+    with nullcontext() if out is None else reserved(out, file=True), keeping("nothing was written"):
+        _check(preset, objective, prompts, model, seeds, strength, u, cfg, random_sets, out, steps, size, batch_size,
+               device, threads)  # fmt: skip
+
+
+def _check(
+    preset: str, objective: str, prompts: Path, model: str, seeds: str, strength: float | None, u: float | None,
+    cfg: bool, random_sets: int, out: Path | None, steps: int | None, size: str | None, batch_size: int,
+    device: str | None, threads: int,
+) -> None:  # fmt: skip
     import torch
 
     from ..evals.heads.check import effect
@@ -140,31 +167,37 @@ def atlas(
     threads: Threads = 1,
 ) -> None:
     """Draw what every single head does to one picture: heat maps, and a page with all pictures (atlas.html)."""
-    from ..evals.heads.atlas import AtlasConfig, AtlasRun
-    from ..evals.heads.atlas_page import write_atlas
-    from ..evals.ledger import own_device
-    from ..evals.objectives import Models
-    from ..evals.objectives import objective as named
-    from ..where import Where
-
-    names = tuple(dict.fromkeys(objective))
-    config = AtlasConfig(
-        model=model, objectives=names, prompt=prompt, seed=seed, where=Where(blocks=blocks), strength=strength, u=u,
-        cfg=cfg, num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
+    asked(
+        model, size, objectives=objective, blocks=blocks, device=device, seed=seed, strength=strength, u=u,
+        num_inference_steps=steps, batch_size=batch_size, threads=threads,
     )  # fmt: skip
-    device = own_device(device)
-    shared = Models(device)
-    objectives = {text: named(text, device, shared) for text in names}
-    run = AtlasRun(load_model(model, device), config, objectives, out)
-    if run.state.is_main_process:
-        begun = f"; {len(run.ledger.done)} batches are done already" if run.ledger.done else ""
-        console.print(f"{len(run.heads)} heads, {run.expected} pictures{begun}", highlight=False)
-    with Bar("pictures") as step:
-        found = run.run(step)
-        step(run.expected, run.expected, 0.0)
-    if run.state.is_main_process:
-        for path in write_atlas(found, run.ledger):
-            console.print(str(path), highlight=False, soft_wrap=True)
+    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+        warn_of_words(model, (prompt,))
+        from ..evals.heads.atlas import AtlasConfig, AtlasRun
+        from ..evals.heads.atlas_page import write_atlas
+        from ..evals.ledger import own_device
+        from ..evals.objectives import Models
+        from ..evals.objectives import objective as named
+        from ..where import Where
+
+        names = tuple(dict.fromkeys(objective))
+        config = AtlasConfig(
+            model=model, objectives=names, prompt=prompt, seed=seed, where=Where(blocks=blocks), strength=strength, u=u,
+            cfg=cfg, num_inference_steps=steps, batch_size=batch_size, threads=threads, **_size(size),
+        )  # fmt: skip
+        device = own_device(device)
+        shared = Models(device)
+        objectives = {text: named(text, device, shared) for text in names}
+        run = AtlasRun(load_model(model, device), config, objectives, out)
+        if run.state.is_main_process:
+            begun = f"; {len(run.ledger.done)} batches are done already" if run.ledger.done else ""
+            console.print(f"{len(run.heads)} heads, {run.expected} pictures{begun}", highlight=False)
+        with Bar("pictures") as step:
+            found = run.run(step)
+            step(run.expected, run.expected, 0.0)
+        if run.state.is_main_process:
+            for path in write_atlas(found, run.ledger):
+                console.print(str(path), highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,6 +8,9 @@ from pathlib import Path
 MODELS = ("tiny-flux", "tiny-sd3")
 """Names of the models that come with the package."""
 
+CACHE = Path.home() / ".cache" / "attnctrl"
+"""Where artwork and training runs lie."""
+
 _WEIGHTS = Path(__file__).parent / "weights"
 
 

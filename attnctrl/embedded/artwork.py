@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from attnctrl.embedded import CACHE as CACHE
 from attnctrl.errors import ControlError
 
 SIZE = 128
-CACHE = Path.home() / ".cache" / "attnctrl"
 
 # set name -> npm package, version
 PACKAGES = {

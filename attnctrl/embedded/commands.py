@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from attnctrl.embedded import _WEIGHTS, MODELS, artwork, judging_cli
+from attnctrl.embedded import _WEIGHTS, CACHE, MODELS, judging_cli
 from attnctrl.errors import ControlError
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
-CACHE = artwork.CACHE
 Cache = Annotated[Path, typer.Option("--artwork", help="The artwork cache, an npz.")]
 Data = Annotated[Path, typer.Option("--data", help="Folder of rendered pictures, a folder a world.")]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of the training run.")]
@@ -47,6 +46,8 @@ def run_folder(model: str, run: Path | None) -> Path:
 @app.command("artwork")
 def build_artwork(packages: Path = CACHE / "npm", out: Path = CACHE / "artwork.npz") -> None:
     """Fetch the artwork packages with `npm pack` where missing and render the subjects."""
+    from attnctrl.embedded import artwork
+
     artwork.fetch(packages)
     typer.echo(artwork.build(packages, out))
 
@@ -152,6 +153,7 @@ def world_sheet(
     out: Path, cache: Cache = CACHE / "artwork.npz", subjects: str = "fox,butterfly,rose,car,mushroom,house,star,violin"
 ) -> None:
     """Draw true pictures, a row a style and a column a subject."""
+    from attnctrl.embedded import artwork
     from attnctrl.embedded.scenes import SUBJECT_NAMES
     from attnctrl.embedded.sheet import world
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from attnctrl.embedded import _WEIGHTS, artwork
+from attnctrl.embedded import _WEIGHTS
+from attnctrl.embedded import CACHE as FOLDER
 
 Cache = Annotated[Path, typer.Option("--artwork", help="The artwork cache, an npz.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
-CACHE = artwork.CACHE / "artwork.npz"
+CACHE = FOLDER / "artwork.npz"
 
 
 def judge(

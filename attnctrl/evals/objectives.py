@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -120,20 +122,36 @@ def objective(text: str, device: str | None = None, models: Models | None = None
     return _measure(text, models or Models(device))
 
 
+def check_objective(text: str) -> None:
+    """Raise ControlError for a text that names no objective; loads no weights."""
+    name, colon, argument = (part.strip() for part in text.strip().partition(":"))
+    if name not in KINDS:
+        _users(name, argument)
+        return
+    _check_argument(name, colon, argument)
+    if name in ("sum", "harmonic"):
+        for part in parts_of(argument):
+            check_objective(weight_of(part)[1])
+
+
 def _measure(text: str, models: Models) -> Measure:
     text = text.strip()
     name, colon, argument = (part.strip() for part in text.partition(":"))
     if name not in KINDS:
         return Measure(text, _users(name, argument))
+    _check_argument(name, colon, argument)
+    if name in ("sum", "harmonic"):
+        return Measure(text, _combined(name, argument, models))
+    score: Score = import_module(f"attnctrl.evals.{KINDS[name].module}").make(name, argument, models)
+    return Measure(text, score)
+
+
+def _check_argument(name: str, colon: str, argument: str) -> None:
     kind = KINDS[name]
     if kind.argument and not kind.argument.startswith("[") and not argument:
         raise ControlError(f"{name} needs {kind.argument}: write {name}:{kind.argument}")
     if colon and not kind.argument:
-        raise ControlError(f"{name} takes nothing after the colon; write {name}, not {text!r}")
-    if name in ("sum", "harmonic"):
-        return Measure(text, _combined(name, argument, models))
-    score: Score = import_module(f"attnctrl.evals.{kind.module}").make(name, argument, models)
-    return Measure(text, score)
+        raise ControlError(f"{name} takes nothing after the colon; write {name}, not {f'{name}:{argument}'!r}")
 
 
 def _combined(name: str, argument: str, models: Models) -> Score:
@@ -182,14 +200,22 @@ def _users(module: str, name: str) -> Score:
     """A user's function; ControlError where there is none."""
     if not (name.isidentifier() and all(map(str.isidentifier, module.split(".")))):
         raise ControlError(_unknown(module))
+    if module.split(".")[0] in sys.stdlib_module_names:
+        raise ControlError(f"{module}:{name} is of Python's own library, and no objective; name a function of yours")
     try:
         found = getattr(import_module(module), name, None)
     except ModuleNotFoundError as fault:
         if fault.name == module and "." not in module:
             raise ControlError(_unknown(module)) from None
         raise ControlError(f"no module {fault.name} for {module}:{name}; put its folder on PYTHONPATH") from None
+    except Exception as fault:
+        raise ControlError(f"{module} cannot be imported: {type(fault).__name__}: {fault}") from fault
     if not callable(found):
         raise ControlError(f"{module} has no function {name}")
+    try:
+        inspect.signature(found).bind([], [])
+    except (TypeError, ValueError):
+        raise ControlError(f"{module}:{name} is no objective; write a function of (images, prompts)") from None
     score: Score = found
     return score
 

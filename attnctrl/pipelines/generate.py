@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import shutil
-import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +16,9 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
 from ..processors.attaching import host_of
+from .facts import check_before, warn_of_doubts
+from .folders import new_folder as new_folder
+from .folders import refuse_used as refuse_used
 from .mixin import ControlledPipeline
 from .preview import Preview
 from .recipe import PNG_KEY, Environment, Made, Recipe
@@ -59,6 +61,8 @@ def generate(
     After every solver step progress(done, total) is called, and watch(numbers, look), where `numbers` are of the
     prompts under way and look() decodes what their pictures will be. Raises ControlError when the model cannot run it.
     """
+    check_before(recipe)
+    warn_of_doubts(recipe)
     check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
     leads = any(control.leads for control in recipe.control)
@@ -91,7 +95,16 @@ def generate(
         for i, picture in zip(numbers, result.images, strict=True):
             pictures.setdefault(i, picture)
     ordered = tuple(pictures[i] for i in range(len(recipe.prompts)))
+    _warn_of_black(ordered, pipe)
     return finished(pipe, recipe, ordered)
+
+
+def _warn_of_black(pictures: Sequence[Image.Image], pipe: ControlledPipeline) -> None:
+    """Warn of pictures that are black all over, as those are that overflowed."""
+    black = [i for i, picture in enumerate(pictures) if not picture.convert("L").getextrema()[1]]
+    if black:
+        way = "a lower guidance or strength" if pipe.dtype == torch.float32 else "dtype float32 or bfloat16"
+        warnings.warn(f"picture {', '.join(map(str, black))} is black all over; try {way}", UserWarning, stacklevel=1)
 
 
 def finished(pipe: ControlledPipeline, recipe: Recipe, pictures: Sequence[Image.Image]) -> PictureSet:
@@ -127,37 +140,6 @@ def sheet_row(result: PictureSet, title: str | None = None) -> SheetRow:
         captions.insert(0, f"reference picture {reference.caption}".strip())
     leads = len(references) or int(any(control.leads for control in recipe.control))
     return SheetRow(title or kinds, pictures, captions, frozenset(range(leads)))
-
-
-class new_folder:
-    """A folder that appears complete or not at all; raises ControlError for one that exists and is not empty."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> Path:
-        refuse_used(self.folder)
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        except OSError as fault:
-            raise ControlError(f"cannot write to {self.folder}: {fault.strerror}") from None
-        return self.draft
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        if kind is None:
-            self.draft.chmod(0o755)
-            if self.folder.exists():
-                self.folder.rmdir()
-            self.draft.rename(self.folder)
-        else:
-            shutil.rmtree(self.draft, ignore_errors=True)
-
-
-def refuse_used(folder: Path) -> None:
-    """Raise ControlError unless `folder` is new or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ControlError(f"{folder} exists already; name a new folder with --out")
 
 
 def pixel_hash(picture: Image.Image) -> str:

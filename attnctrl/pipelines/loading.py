@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +12,9 @@ from huggingface_hub import hf_hub_download
 from ..embedded import MODELS, model_folder
 from ..errors import ControlError
 from .controlled import controlled, pipeline_class
+from .facts import INDEX, known_model
 from .mixin import ControlledPipeline
 from .settings import HUB_OPTIONS
-
-INDEX = "model_index.json"
 
 
 def default_device() -> torch.device:
@@ -46,11 +44,7 @@ def load(
     place = default_device() if device is None else _device(device)
     dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
     folder: str | Path = model_folder(str(model)) if str(model) in MODELS else model
-    if not Path(folder).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        raise ControlError(
-            f"there is no model {str(model)!r}; give {' or '.join(MODELS)}, a diffusers folder, "
-            "or a hub id such as black-forest-labs/FLUX.1-dev"
-        )
+    known_model(str(model))
     wanted = _named_in(folder, options) if pipeline is None else pipeline
     stock: Any = pipeline_class(wanted) if isinstance(wanted, str) else wanted
     cls = controlled(stock)

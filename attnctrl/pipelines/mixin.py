@@ -15,6 +15,7 @@ from ..control import Control
 from ..processors.attaching import Controls, attached
 from ..registry import controls_of
 from ..words import Prompts
+from .facts import finite_arguments
 from .settings import FILE, ModelSettings
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3")
@@ -99,6 +100,7 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
         filled = self.filled(given, controls)
+        finite_arguments(filled)
         images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
         with attached(self, controls, images_per_prompt=images, guidance_scale=scale, prompts=_prompts(filled)):
             return stock(self, **filled)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field, ValidationError
 
 from ..descriptions import Description, explain
+from ..embedded import MODELS
 from ..errors import ControlError
 from ..processors import SoftPAG
-from ..processors.attaching import host_of
 from ..where import Where, listed_heads
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SHIPPED = Path(__file__).parent / "presets"
 _SAMPLE = 64
@@ -78,6 +80,8 @@ class HeadPreset(Description):
 
 def described(pipe: Any, model: str) -> dict[str, Any]:
     """What a preset says of its model: architecture, blocks, heads a block, digest of the weights."""
+    from ..processors.attaching import host_of
+
     sites = host_of(pipe).sites
     return {
         "model": model,
@@ -88,8 +92,10 @@ def described(pipe: Any, model: str) -> dict[str, Any]:
     }
 
 
-def weights_digest(transformer: torch.nn.Module) -> str:
+def weights_digest(transformer: nn.Module) -> str:
     """16 hex digits of every tensor's name, shape and first and last 64 values; quick on 12 billion of them."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(transformer.state_dict().items()):
         flat = value.detach().flatten()
@@ -123,6 +129,21 @@ def write_preset(preset: HeadPreset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(preset.model_dump(exclude_none=True), indent=2) + "\n")
     return path
+
+
+def preset_before(text: str, model: str, strength: float | None = None, u: float | None = None) -> None:
+    """What can be said of heads before their model is loaded: ControlError for a preset that is not there, for one of
+    another embedded model, and for numbers that it cannot have."""
+    own = HeadPreset(
+        name="own", heads=text, source="", status="", model=model, architecture="", blocks=1, heads_a_block=1
+    )
+    preset = own if listed_heads(text) else read_preset(text)
+    given = {name: value for name, value in (("strength", strength), ("u", u)) if value is not None}
+    HeadPreset.model_validate({**preset.model_dump(), **given}).control()
+    if model in MODELS and text in shipped() and preset.model != model:
+        raise ControlError(
+            f"the preset {text!r} is for {preset.model}, and the model is {model}; choose another --model"
+        )
 
 
 def preset_of(text: str, model: str, pipe: Any, strength: float | None = None, u: float | None = None) -> HeadPreset:

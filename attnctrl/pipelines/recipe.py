@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
 
 from ..control import Control
 from ..descriptions import Description, explain
@@ -35,7 +35,7 @@ class Environment(Description):
     diffusers: str
     device: str
     dtype: str
-    threads: int
+    threads: int = Field(ge=1, le=1024)
 
 
 class Recipe(Description):
@@ -47,19 +47,28 @@ class Recipe(Description):
 
     recipe: int = Field(1, ge=1, le=1)
     model: str = "tiny-sd3"
-    prompts: tuple[str, ...] = Field(min_length=1)
+    prompts: tuple[str, ...] = Field(min_length=1, max_length=10_000)
     control: tuple[AnyControl, ...] = ()
     negative_prompt: str | None = None
     seed: int = Field(0, ge=0, lt=2**63)
-    height: int | None = Field(None, gt=0)
-    width: int | None = Field(None, gt=0)
-    num_inference_steps: int | None = Field(None, gt=0)
-    guidance_scale: float | None = Field(None, ge=0.0)
-    true_cfg_scale: float | None = Field(None, ge=0.0)
-    max_sequence_length: int | None = Field(None, gt=0)
-    batch_size: int = Field(8, ge=2)
+    height: int | None = Field(None, gt=0, le=16384)
+    width: int | None = Field(None, gt=0, le=16384)
+    num_inference_steps: int | None = Field(None, gt=0, le=1000)
+    guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
+    true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
+    max_sequence_length: int | None = Field(None, gt=0, le=4096)
+    batch_size: int = Field(8, ge=2, le=1024)
     environment: Environment | None = None
     made: tuple[Made, ...] = ()
+
+    @field_validator("prompts", "negative_prompt", mode="after")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Half a character, as a terminal in another encoding makes it, is no text."""
+        for text in (value,) if isinstance(value, str) else value or ():
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError("holds bytes that are no UTF-8 text; type it anew")
+        return value
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline arguments that the recipe sets."""
@@ -86,6 +95,6 @@ def read_recipe(path: str | Path) -> Recipe:
         return Recipe.model_validate_json(text)
     except ValidationError as fault:
         raise ControlError(f"{path}: {explain(fault)}") from None
-    except (OSError, UnicodeDecodeError) as fault:
+    except (OSError, UnicodeDecodeError, SyntaxError, Image.DecompressionBombError) as fault:
         reason = getattr(fault, "strerror", None) or "it is no text file"
         raise ControlError(f"cannot read the recipe {path}: {reason}") from None

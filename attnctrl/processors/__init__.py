@@ -1,16 +1,41 @@
 """Attention processors by architecture, and the controls that run in them: one file a method, found by the registry."""
 
-from .alignedgen import AlignedStyle
-from .apg import APG
-from .attaching import attached
-from .blockwise import SLG, TPG
-from .freecus import FreeCus, described
-from .nag import NAG
-from .naive import NaiveSharing
-from .observing import Observe
-from .perturbation import PAG, SEG, SoftPAG
-from .sharing import Falling, SharingControl
-from .stylealigned import StyleAligned
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .alignedgen import AlignedStyle
+    from .apg import APG
+    from .attaching import attached
+    from .blockwise import SLG, TPG
+    from .freecus import FreeCus, described
+    from .nag import NAG
+    from .naive import NaiveSharing
+    from .observing import Observe
+    from .perturbation import PAG, SEG, SoftPAG
+    from .sharing import Falling, SharingControl
+    from .stylealigned import StyleAligned
+
+_HOMES = {
+    "APG": "apg",
+    "AlignedStyle": "alignedgen",
+    "Falling": "sharing",
+    "FreeCus": "freecus",
+    "NAG": "nag",
+    "NaiveSharing": "naive",
+    "Observe": "observing",
+    "PAG": "perturbation",
+    "SEG": "perturbation",
+    "SLG": "blockwise",
+    "SharingControl": "sharing",
+    "SoftPAG": "perturbation",
+    "StyleAligned": "stylealigned",
+    "TPG": "blockwise",
+    "attached": "attaching",
+    "described": "freecus",
+}
 
 __all__ = [
     "APG",
@@ -30,3 +55,13 @@ __all__ = [
     "attached",
     "described",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
-from torch.linalg import vector_norm
 
 from ..control import Call
 from ..errors import ControlError
 from ..guide import Combiner
 from ..registry import register
 from ..statistics import widened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -40,6 +41,8 @@ class APG(Combiner):
 
     def combine(self, call: Call, cond: Tensor, uncond: Tensor, latents: Tensor, scale: float) -> Tensor:
         """The guided velocity, computed in float32."""
+        from torch.linalg import vector_norm
+
         sigma, dims = widened(call.step.sigma.to(cond.device)), tuple(range(1, cond.ndim))
         x, c, u = widened(latents), widened(cond), widened(uncond)
         denoised = x - sigma * c

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ..control import Call
 from ..errors import ControlError
 from ..guide import Change, Guide
 from ..registry import register
 from ..where import Where
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class BlockGuide(Guide):
@@ -63,6 +64,8 @@ class TPG(BlockGuide):
 
     def change(self, call: Call, block: int) -> Change:
         """The block's image stream in another order."""
+        import torch
+
         count = call.layout.grid[0] * call.layout.grid[1]
         generator = torch.Generator().manual_seed(self.seed * 1000003 + call.step.index * 1009 + block)
         order = torch.randperm(count, generator=generator).to(call.device)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch.linalg import vector_norm
 
 from ..control import Call, Control, Run
 from ..effect import Attended, Effect
 from ..guests import Guest, OpposedGuest
 from ..registry import register
 from ..statistics import widened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALPHA = {True: 0.25, False: 0.125}
 """The published alpha: FLUX, whose positions are rotations, and SD3."""
@@ -93,6 +94,8 @@ class NagEffect(Effect):
         )
 
     def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
+        from torch.linalg import vector_norm
+
         z, against = widened(positive), widened(negative)
         pushed = self.scale * z - (self.scale - 1) * against
         length = [vector_norm(x.flatten(2), ord=self.norm, dim=-1)[..., None, None] for x in (pushed, z)]

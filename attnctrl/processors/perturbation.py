@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
-from ..attention import attend_with_lse
 from ..control import Call
 from ..effect import Attended, Effect
 from ..errors import ControlError
@@ -20,6 +16,10 @@ from ..layout import Site
 from ..registry import register
 from ..statistics import widened
 from ..where import Where, listed_heads
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Target = Literal["identity", "uniform", "query-mean", "self-text"]
 Degree = float | tuple[float, ...]
@@ -57,6 +57,8 @@ class Perturbation(Guide):
 
     def gate(self, site: Site, heads: tuple[int, ...] | None, device: torch.device) -> Tensor | None:
         """u by head [H], or by picture and head [B, H]; None for 1 everywhere."""
+        import torch
+
         if self.row_heads is not None:
             return torch.stack([self._degrees(site, listed_heads(text)) for text in self.row_heads]).to(device)
         if isinstance(self.u, tuple):
@@ -77,6 +79,8 @@ class Perturbation(Guide):
         return call.once("pictures", lambda: call.index(rows * len(call.groups)))
 
     def _degrees(self, site: Site, listed: list[tuple[int | None, int]]) -> Tensor:
+        import torch
+
         degrees = torch.zeros(site.heads)
         for i, (block, head) in enumerate(listed):
             if block in (None, site.index):
@@ -98,6 +102,8 @@ class PerturbingEffect(Effect):
 
     def output(self, at: Attended) -> Tensor:
         """The perturbed result [B, S, H, D]; attention itself is left out where nothing of it remains."""
+        import torch
+
         worse = self._worse(at)
         start, stop = at.layout.image if self.image_only else (0, worse.shape[1])
         whole = stop - start == worse.shape[1]
@@ -114,6 +120,8 @@ class PerturbingEffect(Effect):
         return degree.reshape(1, 1, -1, 1) if self.pictures is None else degree[self.pictures][:, None, :, None]
 
     def _worse(self, at: Attended) -> Tensor:
+        import torch
+
         if self.target == "identity":
             return at.v
         if self.target == "uniform":
@@ -134,6 +142,10 @@ def self_and_text(at: Attended) -> Tensor:
 
     p = sigmoid(q_i.k_i / sqrt d - lse_text), out = p v_i + (1 - p) attention(q_i, K_text, V_text), without a mask.
     """
+    import torch
+
+    from ..attention import attend_with_lse
+
     start, stop = at.layout.image
     q, k, v = (x[:, start:stop] for x in (at.q, at.k, at.v))
     texts = [torch.cat([x[:, :start], x[:, stop:]], dim=1) for x in (at.k, at.v)]
@@ -147,6 +159,8 @@ def self_and_text(at: Attended) -> Tensor:
 
 def gaussian(sigma: float, side: int) -> Tensor:
     """A normalised kernel of ceil(6 sigma) taps made odd, at most 2 side - 1, which a reflected row can bear."""
+    import torch
+
     taps = min(math.ceil(6 * sigma) | 1, 2 * side - 1)
     x = torch.arange(taps) - taps // 2
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
@@ -155,6 +169,8 @@ def gaussian(sigma: float, side: int) -> Tensor:
 
 def blurred(image: Tensor, grid: tuple[int, ...], kernel: tuple[Tensor, Tensor] | None) -> Tensor:
     """Queries [B, rows * columns, H, D] blurred over their grid by a kernel an axis; None means their mean."""
+    from torch.nn.functional import conv2d, pad
+
     if kernel is None:
         return widened(image).mean(1, keepdim=True).to(image.dtype).expand_as(image)
     x = widened(image).unflatten(1, grid).permute(0, 3, 4, 1, 2).flatten(0, 2).unsqueeze(1)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..branch import Branch, Branches
 from ..control import Call, Control, Run
@@ -21,6 +19,9 @@ from ..layout import Rotary
 from ..reference import Reference
 from ..statistics import adain
 from .sets import SetPlan, plan_sets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scale = Annotated[float, Field(ge=0.0)]
 
@@ -203,6 +204,8 @@ class Source:
 
     def branch(self, at: Features) -> Branch:
         """Image keys and values of the source rows, at their places; closed for heads that the gate leaves out."""
+        import torch
+
         targets, many = self.plan.sources.shape
         key, value = (
             self.of(at.layout.image_of(x), self.plan.sources.flatten()).unflatten(0, (targets, many)).flatten(1, 2)
@@ -213,7 +216,7 @@ class Source:
             rotary = rotary[0].repeat(many, 1), rotary[1].repeat(many, 1)
         log_bias = self.log_bias
         if at.gate is not None:
-            closed = torch.where(at.gate > 0, 0.0, -torch.inf)[..., None, None]
+            closed = torch.where(at.gate > 0, 0.0, -math.inf)[..., None, None]
             log_bias = closed if log_bias is None else closed + log_bias
         return Branch(key, value, self.plan.rows, None, rotary, self.key_scale, log_bias)
 

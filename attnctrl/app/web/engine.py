@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,6 +53,18 @@ class Engine:
                     torch.cuda.empty_cache()
                 self._loaded = model, load_model(model, *self._options)
             yield self._loaded[1]
+
+    def warm(self) -> None:
+        """Load the first model beside the page; what goes wrong is said there and at its first use."""
+
+        def load() -> None:
+            try:
+                with self.pipe(self.models[0]):
+                    pass
+            except ControlError as fault:
+                warnings.warn(str(fault), UserWarning, stacklevel=1)
+
+        self.thread.submit(load)
 
     def check(self, recipe: Recipe) -> None:
         """Raise ControlError for a recipe beyond the limits."""

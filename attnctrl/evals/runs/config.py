@@ -33,15 +33,15 @@ class RunConfig(Description):
     arms: tuple[Arm, ...] = Field(min_length=1)
     baseline: str
     metrics: tuple[str, ...] = Field(min_length=1)
-    seed: int = Field(0, ge=0)
-    num_inference_steps: int | None = Field(None, gt=0)
-    height: int | None = Field(None, gt=0)
-    width: int | None = Field(None, gt=0)
-    guidance_scale: float | None = Field(None, ge=0.0)
-    true_cfg_scale: float | None = Field(None, ge=0.0)
+    seed: int = Field(0, ge=0, lt=2**63)
+    num_inference_steps: int | None = Field(None, gt=0, le=1000)
+    height: int | None = Field(None, gt=0, le=16384)
+    width: int | None = Field(None, gt=0, le=16384)
+    guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
+    true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
     negative_prompt: str | None = None
-    batch_size: int = Field(8, ge=2)
-    threads: int = Field(1, ge=1)
+    batch_size: int = Field(8, ge=2, le=1024)
+    threads: int = Field(1, ge=1, le=1024)
     weights: str | None = None
     environment: Environment | None = None
 

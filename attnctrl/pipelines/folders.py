@@ -1,0 +1,110 @@
+"""Folders for results: checked and reserved before any work, complete or not there after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import ControlError
+
+LETTERS = 200
+"""Bytes of a folder's name; drafts beside it have longer ones, and file systems bear 255."""
+
+
+class new_folder:
+    """A folder that appears complete or not at all; raises ControlError for one that exists and is not empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Path:
+        refuse_name(self.folder)
+        refuse_used(self.folder)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.draft = Path(tempfile.mkdtemp(prefix=f".{self.folder.name[:40]}-", dir=self.folder.parent))
+        except OSError as fault:
+            raise ControlError(f"cannot write to {self.folder}: {fault.strerror}") from None
+        return self.draft
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is None:
+            self.draft.chmod(0o755)
+            if self.folder.exists():
+                self.folder.rmdir()
+            self.draft.rename(self.folder)
+        else:
+            shutil.rmtree(self.draft, ignore_errors=True)
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise ControlError unless `folder` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ControlError(f"{folder} exists already; name a new folder with --out")
+
+
+@contextmanager
+def reserved(place: Path, *, file: bool = False, used: bool = False) -> Iterator[Path]:
+    """Hold a folder, or the folder of a `file`, before the work that fills it; what was made for it goes if it fails.
+
+    used: a folder that holds something is taken too. Raises ControlError for a place that cannot be written.
+    """
+    refuse_name(place)
+    folder = place.parent if file else place
+    made: list[Path] = []
+    try:
+        if file and place.is_dir():
+            raise ControlError(f"{place} is a folder; name a file with --out")
+        if not file and not used:
+            refuse_used(place)
+        if not folder.exists():
+            made = [one for one in (folder, *folder.parents) if not one.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        for one in {folder, folder if file or used else folder.parent}:
+            if not one.is_dir():
+                raise ControlError(f"{one} is a file; name a new folder with --out")
+            os.rmdir(tempfile.mkdtemp(prefix=".attnctrl-", dir=one))
+    except OSError as fault:
+        _remove(made)
+        raise ControlError(f"--out {str(place)[:80]}: cannot be written: {fault.strerror}") from None
+    except BaseException:
+        _remove(made)
+        raise
+    try:
+        yield place
+    except BaseException:
+        _remove(made)
+        raise
+
+
+def refuse_name(place: Path) -> None:
+    """Raise ControlError for a name that no folder can have."""
+    if not place.name or place.name == "..":
+        raise ControlError("--out names no folder; give the name of a new one")
+    try:
+        long = max(len(part.encode()) for part in place.parts) > LETTERS
+    except UnicodeEncodeError:
+        raise ControlError("--out holds letters that are no text; name the folder in UTF-8") from None
+    if "\0" in str(place):
+        raise ControlError("--out holds a zero byte; give another name")
+    if long:
+        raise ControlError(f"--out has a name of over {LETTERS} letters; give a shorter one")
+
+
+def free_folder(stem: str) -> Path:
+    """The first folder attnctrl-out/STEM-001 ... that is not there yet."""
+    home = Path("attnctrl-out")
+    return next(path for n in range(1, 10**6) if not (path := home / f"{stem}-{n:03d}").exists())
+
+
+def _remove(made: list[Path]) -> None:
+    for one in made:
+        try:
+            one.rmdir()
+        except OSError:
+            return

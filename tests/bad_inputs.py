@@ -1,0 +1,320 @@
+"""Odd and wrong inputs of every command, and what is said to each: words, with {names} of files, | and a part."""
+
+from __future__ import annotations
+
+import json
+
+TWO = ["generate", "a fox", "a car"]
+ONE = ["generate", "a fox", "--style", "plain"]
+SEARCH = ["heads", "search", "--objective", "contrast", "--prompts", "{lines}"]
+CHECK = ["heads", "check", "L1H0", "--objective", "contrast", "--prompts", "{lines}"]
+ATLAS = ["heads", "atlas", "--objective", "contrast", "--prompt", "a fox"]
+STYLE = ["eval", "style"]
+HEADS = ["eval", "heads", "L1H0", "--objective", "contrast", "--prompts", "{lines}"]
+LOOK = ["attention", "a fox on a beach"]
+APP = ["app", "--no-browser"]
+OUT = {"generate", "run", "demo", "attention", "search", "check", "atlas", "style", "heads"}
+"""Commands that write to --out."""
+
+
+def table(command: list[str], text: str) -> list[tuple[list[str], str]]:
+    """Lines of `words | what is said`; a word with spaces stands in quotes of its own."""
+    found = []
+    for line in text.strip().splitlines():
+        words, _, says = line.rpartition(" | ")
+        found.append(([*command, *(w.replace("~", " ") for w in words.split())], says.strip()))
+    return found
+
+
+def ran_with(device: str, dtype: str, threads: int) -> str:
+    """A recipe that ran there."""
+    where = {"attnctrl": "0", "torch": "2", "diffusers": "0", "device": device, "dtype": dtype, "threads": threads}
+    return json.dumps({"prompts": ["a fox"], "environment": where})
+
+
+BAD = [
+    *table(TWO, """
+--size 1000000 | height
+--size 4096 | at most 384 px
+--size 20000 | height
+--size 0 | WIDTHxHEIGHT
+--size -64 | WIDTHxHEIGHT
+--size big | WIDTHxHEIGHT
+--size 64x | WIDTHxHEIGHT
+--size 64x64x64 | WIDTHxHEIGHT
+--size 64.5 | WIDTHxHEIGHT
+--size 60 | 64 is the nearest
+--size 64x60 | 64 is the nearest
+--size 99999999999999999999 | WIDTHxHEIGHT
+--size 1e3 | WIDTHxHEIGHT
+--size 392 --model tiny-sd3 | at most 384 px
+--size 1032 --model tiny-flux | at most 1024 px
+--steps 0 | num_inference_steps
+--steps -3 | num_inference_steps
+--steps 1000000 | num_inference_steps
+--steps two | --steps
+--steps 2.5 | --steps
+--seed -1 | seed
+--seed 9223372036854775808 | seed
+--seed x | --seed
+--batch-size 0 | batch_size
+--batch-size 1 | batch_size
+--batch-size 99999999 | batch_size
+--guidance-scale nan | guidance_scale
+--guidance-scale inf | guidance_scale
+--guidance-scale -1 | guidance_scale
+--guidance-scale 1e30 | guidance_scale
+--true-cfg-scale nan | true_cfg_scale
+--true-cfg-scale -2 | true_cfg_scale
+--true-cfg-scale 1e9 | true_cfg_scale
+--strength -1 | strength
+--strength nan | strength
+--strength inf | strength
+--strength 1e30 | beyond 1000
+--strength much | --strength
+--blocks 0-5/0 | blocks
+--blocks 5-0 | runs backwards
+--blocks L | cannot read
+--blocks 0-99999999999999999999 | cannot read
+--blocks ../x | cannot read
+--at-steps half | cannot read
+--at-steps 0%-140% | ends at 100%
+--at-steps 9-2 | runs backwards
+--at-steps 30-40 | steps 0-23
+--at-steps 5 --steps 3 | steps 0-2
+--at-steps -1 | cannot read
+--style alinged | choose aligned
+--style nag | --control nag has it
+--style plain --strength 1 | --strength is of a style
+--style freecus | add --reference
+--control nagg | did you mean nag
+--control nag:phi | write setting=value
+--control nag:phi=0 | phi
+--control nag:phi=1e30 | beyond 1e+06
+--control nag:phi=nan | phi
+--control nag:strength=1e30 | beyond 1000
+--control nag:colour=blue | has no setting
+--control nag:heads=L1H0 | heads cannot be chosen
+--control nag:phi=2,phi=3 | given twice
+--control nag:prompt="x | not closed
+--control aligned:shift=1 | shift
+--control aligned:key_scale=-1 | key_scale
+--control aligned:key_scale.start=1e30 | key_scale
+--control softpag:u=2 | u
+--control slg:heads=L1H1 | heads cannot be chosen
+--control tpg:seed=-1 | seed
+--control seg:sigma=0 | sigma
+--control pag:rule=x | rule
+--control apg:momentum=1 | momentum
+--control nag:steps=50-60 | steps 0-23
+--control : | there is no control
+--heads flux-green | is for black-forest-labs/FLUX.1-dev
+--heads flux-gren | there is no preset
+--heads no.json | cannot read the preset
+--heads L1H1 --u 2 | u
+--heads L1H1 --u nan | u
+--heads L1H1 --head-strength -1 | strength
+--heads L1H1 --head-strength 1e30 | beyond 1000
+--heads {text} | there is no preset
+--head-strength 2 | belong to --heads
+--u 0.5 | belong to --heads
+--model tiny-flax | there is no model
+--model ../nowhere | there is no model
+--model a/b/c | there is no model
+--model {text} | model
+--device gpu9 | no device
+--device x:0 | no device
+--dtype int3 | choose float32
+--offload all | choose none
+--offload model --device cpu | leave it out
+--reference no.png | there is no picture
+--reference {folder} | is a folder
+--reference {text} | as a picture
+--reference {torn} | as a picture
+--reference {bomb} | as a picture
+--reference {small} | at least 8 px
+--reference {ribbon} | narrower than 1:8
+--reference {picture} --style plain | --style aligned
+--reference {picture} --mask {other} | mask of the picture's size
+--reference {picture} --mask no.png | there is no picture
+--reference {picture} --caption a --caption b | 2 times for 1
+--caption a | says something of a reference
+--mask {picture} | says something of a reference
+--bogus | No such option
+--size | requires an argument
+--load no.py | there is no such file
+--load {text} | Python file
+--load {broken} | line 1
+"""),
+    *table(ONE, """
+--blocks 1 | of a style
+--at-steps 1 | of a style
+--control softpag:u=0.1:0.2,heads=L1H1 | 2 numbers for 1
+"""),
+    (["generate"], "Missing argument"),
+    (["generate", "a fox"], "one prompt has nothing to share"),
+    (["generate", "a \udcff", "b"], "prompts"),
+    ([*TWO, "--negative-prompt", "\udcfe"], "negative_prompt"),
+    ([*TWO, "--out", ""], "names no folder"),
+    ([*TWO, "--out", "."], "names no folder"),
+    ([*TWO, "--out", ".."], "names no folder"),
+    ([*TWO, "--out", "/"], "names no folder"),
+    ([*TWO, "--out", "x" * 300], "over 200 letters"),
+    ([*TWO, "--out", "y" * 300 + "/set"], "over 200 letters"),
+    ([*TWO, "--out", "/proc/attnctrl/set"], "cannot be written"),
+    ([*TWO, "--out", "/dev/null/set"], "out"),
+    ([*TWO, "--out", "{text}"], "exists already"),
+    ([*TWO, "--out", "{text}/set"], "out"),
+    ([*TWO, "--out", "{used}"], "exists already"),
+    ([*TWO, "--out", "a\udcff"], "no text"),
+    *table(["run"], """
+no.json | cannot read the recipe
+{folder} | cannot read the recipe
+{text} | Invalid JSON
+{picture} | carries no recipe
+{small} | carries no recipe
+{bomb} | cannot read the recipe
+{torn} | carries no recipe
+--device | requires an argument
+"""),
+    (["run"], "Missing argument"),
+    *[(["run", "{recipe:" + body + "}"], says) for body, says in {
+        "[]": "object",
+        "null": "object",
+        '{"prompts": []}': "prompts",
+        '{"prompts": "a"}': "prompts",
+        '{"prompts": [1]}': "prompts",
+        '{"prompts": ["a"], "stile": 1}': "stile",
+        '{"prompts": ["a"], "model": "nosuch"}': "there is no model",
+        '{"prompts": ["a"], "height": 1000000000}': "height",
+        '{"prompts": ["a"], "height": 0}': "height",
+        '{"prompts": ["a"], "width": -8}': "width",
+        '{"prompts": ["a"], "width": 60}': "64 is the nearest",
+        '{"prompts": ["a"], "width": true}': "width",
+        '{"prompts": ["a"], "seed": -1}': "seed",
+        '{"prompts": ["a"], "seed": 1e400}': "seed",
+        '{"prompts": ["a"], "num_inference_steps": 100000}': "num_inference_steps",
+        '{"prompts": ["a"], "batch_size": 1}': "batch_size",
+        '{"prompts": ["a"], "guidance_scale": -1}': "guidance_scale",
+        '{"prompts": ["a"], "guidance_scale": 1e308}': "guidance_scale",
+        '{"prompts": ["a"], "max_sequence_length": 999999}': "max_sequence_length",
+        '{"prompts": ["a"], "recipe": 2}': "recipe",
+        '{"prompts": ["a"], "control": [{"kind": "x"}]}': "there is no control",
+        '{"prompts": ["a"], "control": [7]}': "described by its kind",
+        '{"prompts": ["a"], "control": {"kind": "nag"}}': "control",
+        '{"prompts": ["a"], "control": [{"kind": "nag", "strength": 1e30}]}': "beyond 1000",
+        '{"prompts": ["a"], "control": [{"kind": "nag", "where": {"steps": "99"}}]}': "steps 0-23",
+        '{"prompts": ["a"], "control": [{"kind": "freecus"}]}': "reference",
+        '{"prompts": ["a"], "control": [{"kind": "freecus", "reference": {"picture": "x"}}]}': "no picture",
+        ran_with("cpu", "float32", 0): "threads",
+        ran_with("cpu", "float32", -5): "threads",
+        ran_with("cpu", "float32", 10**9): "threads",
+        ran_with("gpu", "float32", 1): "no device",
+        ran_with("cpu", "int3", 1): "choose float32",
+    }.items()],
+    *table(["info"], "--model nosuch | there is no model\n--model a/b/c | there is no model\nx | unexpected"),
+    *table(["methods"], "nagg | did you mean nag\n--all | No such option\n_ | there is no control"),
+    *table(["demo"], "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | exists already"),
+    *table(APP, """
+--port 99999 | 1 to 65535
+--port -1 | 1 to 65535
+--port 0 | 1 to 65535
+--port x | --port
+--host 300.1.1.1 | no address
+--host 1.2.3 | no address
+--host 192.0.2.77 | cannot listen
+--model nosuch | there is no model
+--auth name | NAME:PASSWORD
+--auth :x | NAME:PASSWORD
+--share | add --auth
+--limits no.json | cannot read the limits
+--limits {folder} | cannot read the limits
+--limits {text} | Invalid JSON
+--device gpu | no device
+--dtype x | choose float32
+--offload x | choose none
+"""),
+    *table(LOOK, """
+--word dragon | no word
+--word fox~beach | no word
+--word , | no word
+--map-size 0 | one token or more
+--map-size x | --map-size
+--size 60 | 64 is the nearest
+--size 9999 | at most
+--steps 0 | num_inference_steps
+--steps 1000000 | num_inference_steps
+--seed -1 | seed
+--at-steps 40 | steps 0-23
+--at-steps x | cannot read
+--blocks 3-1 | runs backwards
+--heads L1 | cannot read
+--model nosuch | there is no model
+--device gpu9 | no device
+--out {used} | exists already
+"""),
+    (["attention", "a fox"], "Missing option"),
+    *[(words, says) for command in (SEARCH, ATLAS, HEADS, STYLE) for words, says in table(command, """
+--size 60 | 64 is the nearest
+--size 9999 | at most
+--steps 0 | num_inference_steps
+--threads 0 | threads
+--threads 99999999 | threads
+--model nosuch | there is no model
+--device gpu9 | no device
+--out {text} | file
+--seed x | --seed
+""")],
+    *table(SEARCH, """
+--seeds 0-99999999999 | at most 100000 seeds
+--seeds 99999999999999999999 | at most 100000 seeds
+--seeds 4-2 | runs backwards
+--seeds x | write 0-4
+--rounds 0 | rounds
+--top-k -1 | top_k
+--blocks 0-5/0 | blocks
+--u 2 | u
+--strength nan | strength
+--strength 1e30 | strength
+--batch-size 0 | batch_size
+--objective contrst | did you mean contrast
+--objective os:system | own library
+--objective json:dumps | own library
+--objective nosuch:thing | no objective
+--objective sum: | needs
+--objective harmonic:2*contrast+nosuch | no objective
+--objective color | needs
+--objective contrast:7 | nothing after the colon
+--prompts no.txt | cannot read the prompts
+--prompts {folder} | cannot read the prompts
+--prompts {empty} | holds no prompt
+--prompts {picture} | no text file
+"""),
+    *table(CHECK, """
+--random-sets -1 | random_sets
+--seeds 0-99999999999 | at most 100000 seeds
+--u 7 | u
+--strength -1 | strength
+--out {folder} | is a folder
+--out /proc/x/y.json | cannot be written
+"""),
+    (["heads", "check", "nosuch", *CHECK[3:]], "there is no preset"),
+    (["heads", "nosuch"], "No such command"),
+    (["heads", "presets", "x"], "unexpected"),
+    *table(HEADS, "--repeats 0 | repeats\n--random-sets -2 | random_sets\n--u 3 | u\n--guidance-scale inf | guidance"),
+    *table(STYLE, """
+--methods nosuch | no
+--sweep strength | sweep
+--sets no.jsonl | sets
+--first 0 | choose 1 to
+--batch-size 0 | batch_size
+--guidance-scale -1 | guidance_scale
+--seed -1 | seed
+"""),
+    (["eval"], ""),
+    (["nosuch"], "No such command"),
+    (["--bogus"], "No such option"),
+    (["embedded", "train", "nosuch"], "is unknown"),
+    (["embedded", "export", "nosuch"], "is unknown"),
+    (["embedded", "nosuch"], "No such command"),
+]  # fmt: skip
