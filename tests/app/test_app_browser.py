@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -178,6 +179,7 @@ def test_a_run_is_cancelled_within_a_step(visitor, monkeypatch):
     def noted(self, *given, **more):
         if self.cancelled:
             late.append(given)
+        time.sleep(0.05)  # so that the run is not over before the click, however busy the machine
         tell(self, *given, **more)
 
     monkeypatch.setattr(Job, "tell", noted)

@@ -86,6 +86,10 @@ LISTS: dict[str, Branches] = {
         Branch(OWN.key[:, SUBJECT], OWN.value[:, SUBJECT], queries=REST, log_bias=torch.tensor(-1.5)),
     ),
     "a query that reads nothing": (gathered(SUBJECT, SUBJECT),),
+    "closed before anything is read": (
+        branch((1,), log_bias=torch.tensor(-torch.inf)),
+        branch((0, 2), seed=7),
+    ),
     "own dropped": (branch((1,)), branch((0, 2), seed=7)),
     "a bias of each head": (OWN, branch((1,), log_bias=torch.tensor([0.5, -torch.inf]).reshape(H, 1, 1))),
     "a bias of each key": (OWN, branch((1, 2), log_bias=made(1, 1, 6, seed=9))),

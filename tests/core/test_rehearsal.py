@@ -211,6 +211,20 @@ def test_a_negative_pass_belongs_to_the_evaluation_before():
     torch.testing.assert_close(uncond - run(model, None, **arguments(seed=5)), delta)
 
 
+def test_the_callers_clock_counts_evaluations_of_a_step():
+    model, given, seen = joint(), arguments(), []
+
+    class Noted(Isolated):
+        def check(self, call: Call) -> None:
+            seen.append((call.step.index, call.step.evaluation, call.step.call))
+
+    with torch.no_grad(), attached(model, Noted()) as session:
+        for step, conditional in ((0, True), (0, False), (0, True), (1, True), (0, True)):
+            session.at(step, of=2, sigma=0.5, conditional=conditional)
+            model(**given)
+    assert seen == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)]
+
+
 # ---------------------------------------------------------------- a branch that replaces a row's own keys
 
 
