@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .control import Control
     from .errors import ConflictError, ControlError, NoEffectWarning, OverGuidanceWarning
     from .pipelines.controlled import controlled
+    from .pipelines.editing import Edited, Opened, edit, open_source
     from .pipelines.flux import ControlledFluxPipeline
     from .pipelines.generate import generate
     from .pipelines.loading import load
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         SLG,
         TPG,
         AlignedStyle,
+        ConsistEdit,
         Falling,
         FreeCus,
         NaiveSharing,
@@ -40,10 +42,12 @@ _HOMES = {
     "APG": "processors",
     "AlignedStyle": "processors",
     "ConflictError": "errors",
+    "ConsistEdit": "processors",
     "Control": "control",
     "ControlError": "errors",
     "ControlledFluxPipeline": "pipelines.flux",
     "ControlledStableDiffusion3Pipeline": "pipelines.sd3",
+    "Edited": "pipelines.editing",
     "Falling": "processors",
     "FreeCus": "processors",
     "NAG": "processors",
@@ -51,6 +55,7 @@ _HOMES = {
     "NoEffectWarning": "errors",
     "Observation": "pipelines.observe",
     "Observe": "processors",
+    "Opened": "pipelines.editing",
     "OverGuidanceWarning": "errors",
     "PAG": "processors",
     "Recipe": "pipelines.recipe",
@@ -64,9 +69,11 @@ _HOMES = {
     "Where": "where",
     "attached": "processors",
     "controlled": "pipelines.controlled",
+    "edit": "pipelines.editing",
     "generate": "pipelines.generate",
     "load": "pipelines.loading",
     "observe": "pipelines.observe",
+    "open_source": "pipelines.editing",
     "read_recipe": "pipelines.recipe",
     "register": "registry",
 }
@@ -80,16 +87,19 @@ __all__ = [
     "TPG",
     "AlignedStyle",
     "ConflictError",
+    "ConsistEdit",
     "Control",
     "ControlError",
     "ControlledFluxPipeline",
     "ControlledStableDiffusion3Pipeline",
+    "Edited",
     "Falling",
     "FreeCus",
     "NaiveSharing",
     "NoEffectWarning",
     "Observation",
     "Observe",
+    "Opened",
     "OverGuidanceWarning",
     "Recipe",
     "Reference",
@@ -99,9 +109,11 @@ __all__ = [
     "Where",
     "attached",
     "controlled",
+    "edit",
     "generate",
     "load",
     "observe",
+    "open_source",
     "read_recipe",
     "register",
 ]

@@ -5,7 +5,7 @@ B batch rows, S tokens, H heads, D head width, T rows that read a branch; everyt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -211,6 +211,30 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tup
         outs.append((logits - lse.unsqueeze(-1)).exp().to(v.dtype) @ v)
         lses.append(lse)
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+
+def of_row(branches: Branches, row: int, values: Callable[[Branch], Tensor | None]) -> Branches:
+    """What one row reads, as a batch of that row, with other values [1, Sk, H, D] of each branch, None for zeros."""
+    found: list[Branch | Blend] = []
+    for one in branches:
+        if isinstance(one, Blend):
+            amount = one.amount[row : row + 1] if one.amount.ndim == 4 and one.amount.shape[0] > 1 else one.amount
+            found.append(Blend(tuple(of_row(one.branches, row, values)), amount))  # type: ignore[arg-type]
+            continue
+        place = row
+        if one.rows is not None:
+            if row not in one.rows.numbers:
+                continue
+            place = one.rows.numbers.index(row)
+        bias, mask = (
+            x[place : place + 1] if x is not None and x.ndim == 4 and x.shape[0] > 1 else x
+            for x in (one.log_bias, one.mask)
+        )
+        queries = one.queries[place] if one.queries is not None and one.queries.ndim == 2 else one.queries
+        key, given = one.key[place : place + 1], values(one)
+        value = torch.zeros_like(one.value[place : place + 1]) if given is None else given
+        found.append(Branch(key, value, None, queries, None, None, bias, mask, one.tokens))
+    return tuple(found)
 
 
 def _masked(own: Branch, rows: Tensor) -> Branch:

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from .branch import Rows
     from .edge import Edge
     from .guests import Guest
+    from .region import Region
+    from .source import Source
 
 T = TypeVar("T")
 
+Family = Literal["sharing", "editing", "guidance", "other"]
+"""The lists in which controls stand."""
 LARGEST = 1e3, 1e6
 """Beyond these a strength, and any other number of a control, is a slip of the pen."""
 USUAL = "its default, which attnctrl methods lists"
@@ -36,13 +40,15 @@ class Run:
     """What is known when a run begins, as a control's `guests` sees it.
 
     `pictures`: rows of one half of the batch; `images_per_prompt` of them belong to each prompt; `rotary`: whether keys
-    are rotated by their positions, so that shared keys can stand anywhere, or rows themselves have to.
+    are rotated by their positions, so that shared keys can stand anywhere, or rows themselves have to; `source`:
+    what is edited.
     """
 
     pictures: int
     images_per_prompt: int
     rotary: bool
     edge: Edge
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Call:
     `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as
     (start, stop); each begins with the rows of the `guests`; `conditional` says of each whether it carries the prompts.
     `bank` keeps what outlives a call; `perturbed` marks a guide's second pass; `words(text, picture)` gives the text
-    columns of words in the prompt of a picture.
+    columns of words in the prompt of a picture; `source` is what is edited.
     """
 
     layout: Layout
@@ -68,6 +74,7 @@ class Call:
     bank: Bank
     words: Callable[[str, int], tuple[int, ...]]
     perturbed: bool = False
+    source: Source | None = None
 
     @property
     def rotary(self) -> bool:
@@ -102,6 +109,16 @@ class Call:
 
         return Rows.chosen(chosen, self.groups[-1][1], on(self.device))
 
+    def weights(self, region: Region) -> Tensor:
+        """How much of each image token lies in a region [S_img], 0 to 1; its words are found in the source."""
+        import torch
+
+        find = None if self.source is None else self.source.find
+        return self.once(
+            ("weights", id(region)),
+            lambda: torch.tensor(region.weights(self.layout.grid, find), device=self.device),
+        )
+
     def row_of(self, guest: Guest) -> int:
         """The place of a guest's row within a group."""
         return next(i for i, one in enumerate(self.guests) if one.key == guest.key)
@@ -127,7 +144,7 @@ class Control(Description, ABC):
 
     title: ClassVar[str] = ""
     """Its name for people, in lists; the class's if empty."""
-    family: ClassVar[Literal["sharing", "guidance", "other"]] = "other"
+    family: ClassVar[Family] = "other"
     """The list in which it stands."""
     source: ClassVar[str] = ""
     """Where the method was published."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from .control import Call, Control
+from .control import Call, Control, Family
 from .effect import Effect
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Guide(Control):
 
     strength: float = Field(3.0, ge=-1.0, description="w, the weight of (plain - perturbed); 0 is off, bit for bit")
 
-    family: ClassVar[Literal["sharing", "guidance", "other"]] = "guidance"
+    family: ClassVar[Family] = "guidance"
 
     def change(self, call: Call, block: int) -> Change | None:
         """What it does to a chosen block."""
@@ -42,7 +42,7 @@ class Guide(Control):
 class Combiner(Control):
     """A control that replaces classifier-free guidance's combination of two predictions."""
 
-    family: ClassVar[Literal["sharing", "guidance", "other"]] = "guidance"
+    family: ClassVar[Family] = "guidance"
     attends: ClassVar[bool] = False
     claims: ClassVar[frozenset[str]] = frozenset({"classifier-free guidance"})
     guidance_scale: float | None = Field(

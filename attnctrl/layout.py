@@ -166,14 +166,16 @@ VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 """FLUX.1's vital layers as FreeCus found them (arXiv 2507.15249), of 57 blocks."""
 
 
-def groups_of(index: int, blocks: int, late: bool) -> frozenset[str]:
+def groups_of(index: int, blocks: int, late: bool, editable: bool = True) -> frozenset[str]:
     """A block's group names.
 
-    `middle` is the middle third, `vital` every block at the relative depth of one of FLUX.1's vital layers.
+    `middle` is the middle third, `vital` every block at the relative depth of one of FLUX.1's vital layers,
+    `editable` those in which ConsistEdit acts: FLUX's single-stream blocks, all of SD3's.
     """
     vital = index in {round(layer * (blocks - 1) / 56) for layer in VITAL}
     middle = blocks <= 3 * index < 2 * blocks
-    return frozenset(name for name, holds in {"late": late, "middle": middle, "vital": vital}.items() if holds)
+    groups = {"late": late, "middle": middle, "vital": vital, "editable": editable}
+    return frozenset(name for name, holds in groups.items() if holds)
 
 
 def on(device: torch.device) -> Callable[[Any], Tensor]:

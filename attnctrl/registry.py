@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="type[Control]")
 
 ENTRY_POINTS, LOAD = "attnctrl.controls", "ATTNCTRL_LOAD"
-FAMILIES = ("sharing", "guidance", "other")
+FAMILIES = ("sharing", "editing", "guidance", "other")
 RESERVED = ("plain", "copy")
 """What the command line and evaluations call a picture without a control, and the leader's copy."""
 _KIND = re.compile(r"[a-z][a-z0-9_-]*")
@@ -72,7 +72,7 @@ def register(cls: C) -> C:
 
 
 def controls(family: str | None = None) -> dict[str, type[Control]]:
-    """Every control by its kind, or those of a family: sharing, guidance and others, each by name.
+    """Every control by its kind, or those of a family: sharing, editing, guidance and others, each by name.
 
     Raises ControlError for a file that ATTNCTRL_LOAD names and that cannot be loaded.
     """

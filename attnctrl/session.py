@@ -20,6 +20,7 @@ from .guidance import Pass
 from .guide import Combiner, Guide
 from .host import BareHost, Host
 from .layout import Arguments, Layout, Site, Step
+from .source import Source
 from .station import Station
 from .view import shown_tokens
 from .words import Prompts
@@ -29,6 +30,7 @@ class Session:
     """Controls installed on one pipeline. Made by `attached`; everything that changes during a run is here.
 
     prompts: what the rows say, for controls that name words. guidance_scale: g where the pipeline does not keep it.
+    source: what controls edit.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Session:
         images_per_prompt: int = 1,
         guidance_scale: float | None = None,
         prompts: Prompts | None = None,
+        source: Source | None = None,
     ) -> None:
-        self.host, self.controls, self.prompts = host, tuple(controls), prompts
+        self.host, self.controls, self.prompts, self.source = host, tuple(controls), prompts, source
         self.images_per_prompt, self.guidance_scale = images_per_prompt, guidance_scale
         self.bank = Bank()
         several = len(host.transformers) > 1
@@ -182,7 +185,7 @@ class Session:
         """A new run: ask the controls for the rows that they want, and make them."""
         edge, on = self.host.edge, [control for control in self.controls if not control.off]
         pictures = rows_in(edge.batched, arguments) // halves
-        run = Run(pictures, self.images_per_prompt, edge.positions == "rotary", edge)
+        run = Run(pictures, self.images_per_prompt, edge.positions == "rotary", edge, self.source)
         wanted = {guest.key: guest for control in on for guest in control.guests(run)}
         self._guests, self._moves = tuple(wanted.values()), {}
         for control in on:
@@ -220,6 +223,7 @@ class Session:
         return Call(
             layout, step, groups, self.images_per_prompt, self._guests, conditional, self.host.edge,
             station.transformer, arguments, arguments[batched.latents][0].device, self.bank, self._words,
+            source=self.source,
         )  # fmt: skip
 
     def _words(self, text: str, picture: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from ..control import Control
 from ..processors.attaching import Controls, attached
 from ..registry import controls_of
+from ..source import Source
 from ..words import Prompts
 from .facts import finite_arguments
 from .settings import FILE, ModelSettings
@@ -95,20 +96,26 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(stock)
 
     @functools.wraps(stock)
-    def call(self: ControlledPipeline, *args: Any, control: Controls = None, **kwargs: Any) -> Any:
+    def call(
+        self: ControlledPipeline, *args: Any, control: Controls = None, source: Source | None = None, **kwargs: Any
+    ) -> Any:
         controls = controls_of(control)
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
         filled = self.filled(given, controls)
         finite_arguments(filled)
         images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
-        with attached(self, controls, images_per_prompt=images, guidance_scale=scale, prompts=_prompts(filled)):
+        with attached(
+            self, controls, images_per_prompt=images, guidance_scale=scale, prompts=_prompts(filled), source=source
+        ):
             return stock(self, **filled)
 
-    added = inspect.signature(call, follow_wrapped=False).parameters["control"]
-    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])  # type: ignore[attr-defined]
+    own = inspect.signature(call, follow_wrapped=False).parameters
+    added = [own["control"], own["source"]]
+    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
     call.__doc__ = (
-        "`control`: a control, its class, a text (nag:prompt=blurry) or several, attached for this call only. Rows:\n"
+        "`control`: a control, its class, a text (nag:prompt=blurry) or several, attached for this call only;\n"
+        "`source`: the opened picture that they edit. Rows:\n"
         "the first prompt is the reference of a shared set, unless the control brings a picture. A single negative\n"
         "prompt serves all prompts. Raises\n"
         f"ControlError when the call cannot carry the control. All else as in diffusers:\n{stock.__doc__}"

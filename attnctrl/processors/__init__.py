@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .apg import APG
     from .attaching import attached
     from .blockwise import SLG, TPG
+    from .consistedit import ConsistEdit
     from .freecus import FreeCus, described
     from .nag import NAG
     from .naive import NaiveSharing
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "APG": "apg",
     "AlignedStyle": "alignedgen",
+    "ConsistEdit": "consistedit",
     "Falling": "sharing",
     "FreeCus": "freecus",
     "NAG": "nag",
@@ -45,6 +47,7 @@ __all__ = [
     "SLG",
     "TPG",
     "AlignedStyle",
+    "ConsistEdit",
     "Falling",
     "FreeCus",
     "NaiveSharing",

@@ -11,6 +11,7 @@ from ..control import Control
 from ..host import host_of, known_hosts, register_model
 from ..registry import controls_of
 from ..session import Session
+from ..source import Source
 from ..words import Prompts
 from . import flux, sd3  # noqa: F401 - they register themselves
 
@@ -28,6 +29,7 @@ def attached(
     images_per_prompt: int = 1,
     guidance_scale: float | None = None,
     prompts: Prompts | Sequence[str] | None = None,
+    source: Source | None = None,
     wait: bool = True,
 ) -> Iterator[Session | None]:
     """Attach controls to a FLUX or SD3 pipeline or transformer; on leaving, also by an exception, every processor is
@@ -39,6 +41,7 @@ def attached(
     images_per_prompt: the pipeline's `num_images_per_prompt`, so that the j-th images of all prompts are a set.
     guidance_scale: FLUX's `true_cfg_scale`, which a pipeline does not keep, for controls that replace its guidance.
     prompts: what the rows say, for controls that name words; controlled pipelines say it themselves.
+    source: the opened picture that controls edit (`attnctrl.open_source`).
     wait: wait for another thread's session on the same model, or raise ConflictError.
     Raises ControlError for an unknown model, a selection without sites, a call that cannot carry a control.
     """
@@ -51,7 +54,7 @@ def attached(
     locks = [t.__dict__.setdefault("_attnctrl_lock", SessionLock()) for t in host.transformers.values()]
     with _held(locks, wait):
         ordered = sorted(controls, key=lambda one: (one.order, one.kind))
-        session = Session(host, ordered, locks[0], images_per_prompt, guidance_scale, said)
+        session = Session(host, ordered, locks[0], images_per_prompt, guidance_scale, said, source)
         try:
             session.install()
             yield session

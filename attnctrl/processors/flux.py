@@ -161,7 +161,7 @@ class FluxEdge(Edge):
         }
         found = list(walked(transformer, paths))
         return tuple(
-            Site(n, stream, local, attn.heads, attn, groups_of(n, len(found), stream == "single"))
+            Site(n, stream, local, attn.heads, attn, groups_of(n, len(found), stream == "single", stream == "single"))
             for n, (stream, local, attn) in enumerate(found)
         )
 

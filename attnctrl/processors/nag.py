@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..control import Call, Control, Run
+from ..control import Call, Control, Family, Run
 from ..effect import Attended, Effect
 from ..guests import Guest, OpposedGuest
 from ..registry import register
@@ -41,7 +41,7 @@ class NAG(Control):
     norm: Literal[1, 2] = Field(1, description="of a token's size: 1 as in the paper, 2 as in the released FLUX code")
 
     title: ClassVar[str] = "NAG"
-    family: ClassVar[Literal["sharing", "guidance", "other"]] = "guidance"
+    family: ClassVar[Family] = "guidance"
     source: ClassVar[str] = "arXiv 2505.21179"
 
     order: ClassVar[int] = 30

@@ -28,6 +28,8 @@ LOWEST, TINY = -1e30, 1e-30
 COMPILED = "attention cannot be recorded in blocks compiled with fullgraph=True; allow graph breaks, or do not compile"
 # torch before 2.8 cannot say why
 _SAYING: Any = {"reason": COMPILED} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+uncompiled: Any = torch.compiler.disable(**_SAYING)
+"""Decorates what writes down what it sees, so that it stays out of compiled blocks."""
 
 
 class Observe(Control):
@@ -111,7 +113,7 @@ class ObservingEffect(Effect):
         self._record(at)
         return at.out()
 
-    @torch.compiler.disable(**_SAYING)
+    @uncompiled
     def _record(self, at: Attended) -> None:
         heads = tuple(range(at.site.heads)) if at.gate is None else tuple(at.gate.nonzero().flatten().tolist())
         maps, statistics = observed(at, self.row, heads, self.control.tokens)

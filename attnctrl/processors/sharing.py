@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ..branch import Branch, Branches
-from ..control import Call, Control, Run
+from ..control import Call, Control, Family, Run
 from ..descriptions import Description
 from ..effect import Effect, Features
 from ..errors import ControlError
@@ -79,7 +79,7 @@ class SharingControl(Control):
         None, description="a picture, or several, to follow instead; AdaIN takes the first one's statistics"
     )
 
-    family: ClassVar[Literal["sharing", "guidance", "other"]] = "sharing"
+    family: ClassVar[Family] = "sharing"
     order: ClassVar[int] = 10
 
     @property

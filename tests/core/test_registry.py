@@ -31,7 +31,7 @@ OUTSIDE = Path(__file__).parents[1] / "outside" / "ablate.py"
 
 
 def test_methods_are_found_by_family_and_name():
-    assert list(controls()) == [*controls("sharing"), *controls("guidance"), *controls("other")]
+    assert list(controls()) == [*controls("sharing"), *controls("editing"), *controls("guidance"), *controls("other")]
     assert list(controls("sharing")) == ["aligned", "freecus", "naive", "stylealigned"]
     assert list(controls("guidance")) == ["apg", "nag", "pag", "seg", "slg", "softpag", "tpg"]
     for kind, cls in controls().items():
