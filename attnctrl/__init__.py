@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .control import Control
     from .errors import ConflictError, ControlError, NoEffectWarning, OverGuidanceWarning
     from .pipelines.controlled import controlled
+    from .pipelines.edit_session import EditSession
     from .pipelines.editing import Edited, Opened, edit, open_source
     from .pipelines.flux import ControlledFluxPipeline
     from .pipelines.generate import generate
@@ -47,6 +48,7 @@ _HOMES = {
     "ControlError": "errors",
     "ControlledFluxPipeline": "pipelines.flux",
     "ControlledStableDiffusion3Pipeline": "pipelines.sd3",
+    "EditSession": "pipelines.edit_session",
     "Edited": "pipelines.editing",
     "Falling": "processors",
     "FreeCus": "processors",
@@ -92,6 +94,7 @@ __all__ = [
     "ControlError",
     "ControlledFluxPipeline",
     "ControlledStableDiffusion3Pipeline",
+    "EditSession",
     "Edited",
     "Falling",
     "FreeCus",

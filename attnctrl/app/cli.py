@@ -1,4 +1,4 @@
-"""The command line: attnctrl demo, generate, run, info, methods, app, attention, eval, heads, embedded."""
+"""The command line: attnctrl demo, generate, edit, run, info, methods, app, attention, eval, heads, embedded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .app_cli import app as app_command
 from .asked import asked, loadable
 from .attention_cli import attention
 from .console import console
+from .edit_cli import drawn_edits, edit
 from .ending import STOPPED, end, keeping, quiet_others
 from .eval_cli import app as eval_app
 from .heads_cli import app as heads_app
@@ -39,6 +40,7 @@ app.add_typer(embedded, name="embedded")
 app.add_typer(heads_app, name="heads")
 app.add_typer(eval_app, name="eval")
 app.command("app")(app_command)
+app.command()(edit)
 app.command()(attention)
 app.command()(methods)
 Model = Annotated[str, typer.Option(help=f"{', '.join(MODELS)}, a diffusers folder or a hub id.")]
@@ -201,22 +203,30 @@ def run(
     out: Out = None,
 ) -> None:
     """Replay a recipe; says whether the pictures came out the same, pixel for pixel."""
+    from ..pipelines.edits import doubts_of, sets_of, write_edits
     from ..pipelines.facts import check_before, warn_of_doubts
-    from ..pipelines.recipe import read_recipe
+    from ..pipelines.recipe import EditRecipe, read_recipe
 
     earlier = read_recipe(recipe)
     before = earlier.environment
     if before is not None:
         device, dtype = device or before.device, dtype or before.dtype
     loadable(device, dtype, offload)
-    check_before(earlier)
+    for one in sets_of(earlier) if isinstance(earlier, EditRecipe) else [earlier]:
+        check_before(one)
     with _folder(out, "replay") as folder:
-        warn_of_doubts(earlier)
         if before is not None:
             import torch
 
             torch.set_num_threads(before.threads)
-        result = _make(load_model(earlier.model, device, dtype, offload), earlier, folder)
+        pipe = load_model(earlier.model, device, dtype, offload)
+        if isinstance(earlier, EditRecipe):
+            doubts_of(earlier)
+            result = drawn_edits(pipe, earlier)
+            write_edits(result, folder, f"“{earlier.prompt}” edited, seed {earlier.seed}")
+        else:
+            warn_of_doubts(earlier)
+            result = _make(pipe, earlier, folder)
     if earlier.made:
         same, now = result.same_as(earlier), result.recipe.environment
         console.print(f"{same} of {len(earlier.made)} pictures are identical to the recipe's")

@@ -113,7 +113,7 @@ def finished(pipe: ControlledPipeline, recipe: Recipe, pictures: Sequence[Image.
         Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed + i, sha256=pixel_hash(picture))
         for i, (prompt, picture) in enumerate(zip(recipe.prompts, pictures, strict=True))
     )
-    settled = {**_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
+    settled = {**given_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
     return PictureSet(tuple(pictures), recipe.model_copy(update=settled))
 
 
@@ -167,7 +167,8 @@ def _size(pipe: ControlledPipeline, recipe: Recipe) -> tuple[int, int]:
     return height, width
 
 
-def _settings(pipe: ControlledPipeline) -> dict[str, Any]:
+def given_settings(pipe: ControlledPipeline) -> dict[str, Any]:
+    """The model's own settings that its pipeline takes."""
     known = inspect.signature(pipe.stock.__call__).parameters
     return {name: value for name, value in pipe.settings.given().items() if name in known}
 

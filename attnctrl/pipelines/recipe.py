@@ -1,4 +1,4 @@
-"""A recipe: everything that makes a set of pictures, as JSON that can be replayed."""
+"""A recipe: everything that makes a set of pictures, or a picture and its edits, as JSON that can be replayed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, fi
 from ..control import Control
 from ..descriptions import Description, explain
 from ..errors import ControlError
+from ..region import Region
 from ..registry import control_of
 
 PNG_KEY = "attnctrl"
@@ -38,16 +39,10 @@ class Environment(Description):
     threads: int = Field(ge=1, le=1024)
 
 
-class Recipe(Description):
-    """Prompts, controls, model and numbers of one set. None is the model's own setting.
+class RunRecipe(Description):
+    """Model, controls and numbers of a run. None is the model's own setting. Sizes in pixels."""
 
-    Sizes in pixels; picture i has seed + i; with more than `batch_size` prompts the first one (or the reference
-    picture) is in every batch, so that all follow the same reference.
-    """
-
-    recipe: int = Field(1, ge=1, le=1)
     model: str = "tiny-sd3"
-    prompts: tuple[str, ...] = Field(min_length=1, max_length=10_000)
     control: tuple[AnyControl, ...] = ()
     negative_prompt: str | None = None
     seed: int = Field(0, ge=0, lt=2**63)
@@ -57,18 +52,8 @@ class Recipe(Description):
     guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
     true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
     max_sequence_length: int | None = Field(None, gt=0, le=4096)
-    batch_size: int = Field(8, ge=2, le=1024)
     environment: Environment | None = None
     made: tuple[Made, ...] = ()
-
-    @field_validator("prompts", "negative_prompt", mode="after")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        """Half a character, as a terminal in another encoding makes it, is no text."""
-        for text in (value,) if isinstance(value, str) else value or ():
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise ValueError("holds bytes that are no UTF-8 text; type it anew")
-        return value
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline arguments that the recipe sets."""
@@ -80,9 +65,60 @@ class Recipe(Description):
         """JSON text with every value written out, so that later defaults do not change a replay."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
+    @field_validator("prompts", "prompt", "negative_prompt", mode="after", check_fields=False)
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """Half a character, as a terminal in another encoding makes it, is no text."""
+        for text in (value,) if isinstance(value, str) else value or ():
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError("holds bytes that are no UTF-8 text; type it anew")
+        return value
 
-def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from its JSON file or from a PNG that was made here; ControlError says what is wrong with it."""
+
+class Recipe(RunRecipe):
+    """A set: its prompts beside the run's numbers.
+
+    Picture i has seed + i; with more than `batch_size` prompts the first one (or the reference picture) is in every
+    batch, so that all follow the same reference.
+    """
+
+    recipe: int = Field(1, ge=1, le=1)
+    prompts: tuple[str, ...] = Field(min_length=1, max_length=10_000)
+    batch_size: int = Field(8, ge=2, le=1024)
+
+
+class Change(Description):
+    """One edit of an EditRecipe: picture `of` (0 is the source, n the n-th edit) under another prompt.
+
+    `region`, `keep`: as in `attnctrl.edit`.
+    """
+
+    prompt: str
+    of: int = Field(0, ge=0)
+    control: tuple[AnyControl, ...] = ()
+    region: Region | None = None
+    keep: bool = False
+
+
+class EditRecipe(RunRecipe):
+    """A picture and its edits: the source's prompt and controls beside the run's numbers, and the edits in order."""
+
+    edit_recipe: int = Field(1, ge=1, le=1)
+    prompt: str
+    edits: tuple[Change, ...] = Field(min_length=1, max_length=1000)
+
+    @field_validator("edits", mode="after")
+    @classmethod
+    def _of_earlier(cls, value: tuple[Change, ...]) -> tuple[Change, ...]:
+        for number, one in enumerate(value, 1):
+            if one.of >= number:
+                raise ValueError(f"edit {number} is of picture {one.of}, which comes later; 0 is the source")
+        return value
+
+
+def read_recipe(path: str | Path) -> Recipe | EditRecipe:
+    """A recipe, or one of edits, from its JSON file or from a PNG that was made here; ControlError says what is wrong
+    with it."""
     path = Path(path)
     try:
         if path.suffix.lower() == ".png":
@@ -92,7 +128,7 @@ def read_recipe(path: str | Path) -> Recipe:
                 raise ControlError(f"{path} carries no recipe; use a PNG made by attnctrl, or its recipe.json")
         else:
             text = path.read_text(encoding="utf-8")
-        return Recipe.model_validate_json(text)
+        return (EditRecipe if '"edit_recipe":' in text else Recipe).model_validate_json(text)
     except ValidationError as fault:
         raise ControlError(f"{path}: {explain(fault)}") from None
     except (OSError, UnicodeDecodeError, SyntaxError, Image.DecompressionBombError) as fault:

@@ -17,7 +17,7 @@ from ...control import Control
 from ...descriptions import Description, explain
 from ...errors import ControlError
 from ...layout import Site
-from ...pipelines.recipe import AnyControl, read_recipe
+from ...pipelines.recipe import AnyControl, EditRecipe, read_recipe
 from ...processors import SharingControl
 from ...reference import Reference
 from ...registry import control_class, control_of, controls
@@ -138,6 +138,8 @@ def _arm(text: str) -> Arm:
     values = dict(_setting(part) for part in split(settings, ";"))
     if name.endswith((".json", ".png")):
         recipe = read_recipe(name)
+        if isinstance(recipe, EditRecipe):
+            raise ControlError(f"{name} is a recipe of edits; give the recipe of a set")
         options = {key: value for key, value in recipe.arguments().items() if key in _OPTIONS}
         base = Arm(name=Path(name).stem, control=recipe.control, options=options)
     elif name in (PLAIN, COPY):

@@ -1,0 +1,136 @@
+"""The edit task: a recipe of edits run, and its pictures written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from .editing import Edited, Opened, edit, open_source
+from .facts import check_before, warn_of_doubts
+from .folders import new_folder
+from .generate import RECIPE, SHEET, Progress, check_arguments, check_size, environment, given_settings, pixel_hash
+from .mixin import ControlledPipeline
+from .recipe import PNG_KEY, EditRecipe, Made, Recipe
+from .sheets import SheetRow, contact_sheet
+
+ROUGH = "what the prompt alone makes"
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """A picture and its edits, and the recipe with what was made."""
+
+    opened: Opened
+    edits: tuple[Edited, ...]
+    recipe: EditRecipe
+
+    @property
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """The source, then the edits."""
+        return (self.opened.image, *(one.image for one in self.edits))
+
+    def same_as(self, earlier: EditRecipe) -> int:
+        """How many pictures equal those that `earlier` recorded, pixel for pixel."""
+        return sum(a.sha256 == b.sha256 for a, b in zip(self.recipe.made, earlier.made, strict=False))
+
+
+def run_edits(
+    pipe: ControlledPipeline, recipe: EditRecipe, progress: Progress | None = None, compare: bool = True
+) -> EditSet:
+    """Draw a recipe's picture and its edits on a loaded pipeline; progress(done, total) after every solver step.
+
+    compare: beside every edit also what its prompt alone makes. Raises ControlError when the model cannot run it.
+    """
+    for one in sets_of(recipe):
+        check_before(one)
+        check_arguments(pipe, one)
+    check_size(pipe, recipe.height, recipe.width)
+    runs = 1 + len(recipe.edits) * (2 if compare else 1)
+    begun = 0
+
+    def stepped(done: int, of: int) -> None:
+        nonlocal begun
+        begun += done == 1
+        if progress:
+            progress((begun - 1) * of + done, runs * of)
+
+    opened = open_source(
+        pipe, recipe.prompt, seed=recipe.seed, control=recipe.control, stepped=stepped, **recipe.arguments()
+    )
+    done: list[Opened] = [opened]
+    edits: list[Edited] = []
+    for one in recipe.edits:
+        made = edit(
+            pipe, done[one.of], one.prompt, one.control, region=one.region, keep=one.keep, compare=compare,
+            stepped=stepped,
+        )  # fmt: skip
+        done.append(made)
+        edits.append(made)
+    return EditSet(opened, tuple(edits), _finished(pipe, recipe, [one.image for one in done]))
+
+
+def sets_of(recipe: EditRecipe) -> list[Recipe]:
+    """Every run of a recipe of edits as a set, for what can be checked of sets; an edit holds its source's row too."""
+    numbers = {**recipe.arguments(), "model": recipe.model, "seed": recipe.seed}
+    edits = [Recipe(prompts=(recipe.prompt, one.prompt), control=one.control, **numbers) for one in recipe.edits]
+    return [Recipe(prompts=(recipe.prompt,), control=recipe.control, **numbers), *edits]
+
+
+def doubts_of(recipe: EditRecipe) -> None:
+    """Warn of empty prompts and of words that an embedded model does not know, once for all runs."""
+    prompts = tuple(dict.fromkeys((recipe.prompt, *(one.prompt for one in recipe.edits))))
+    warn_of_doubts(Recipe(model=recipe.model, prompts=prompts))
+
+
+def write_edits(result: EditSet, folder: Path, heading: str = "") -> None:
+    """Write the pictures (with the recipe in their metadata), masks, sheet and recipe, all or nothing."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(PNG_KEY, result.recipe.dump())
+    with new_folder(folder) as draft:
+        for made, picture in zip(result.recipe.made, result.pictures, strict=True):
+            picture.save(draft / made.file, pnginfo=info)
+        for number, one in enumerate(result.edits, 1):
+            for name, picture in (("region", one.region), ("plain", one.plain)):
+                if picture is not None:
+                    picture.save(draft / f"{number:02d}-{name}.png")
+        contact_sheet(edit_rows(result), heading).save(draft / SHEET)
+        (draft / RECIPE).write_text(result.recipe.dump(), encoding="utf-8")
+
+
+def edit_rows(result: EditSet) -> list[SheetRow]:
+    """A row for each edit: what was edited, the region on it, what the prompt alone makes, the edit."""
+    rows = []
+    prompts = (result.recipe.prompt, *(one.prompt for one in result.recipe.edits))
+    for number, (one, told) in enumerate(zip(result.edits, result.recipe.edits, strict=True), 1):
+        pictures, captions = [one.before], [prompts[told.of]]
+        if one.region is not None:
+            pictures.append(shown_region(one.before, one.region))
+            captions.append("the region")
+        if one.plain is not None:
+            pictures.append(one.plain)
+            captions.append(f"{ROUGH}: changes {one.plainly:.3f}")
+        kinds = " + ".join(control.kind for control in told.control) or "plain"
+        taken = "" if one.took else " (hardly to be seen)"
+        pictures.append(one.image)
+        captions.append(f"{told.prompt}: changes {one.changed:.3f}{taken}, outside {one.outside:.3f}")
+        rows.append(SheetRow(f"{number}. {kinds}", pictures, captions, frozenset({0})))
+    return rows
+
+
+def shown_region(picture: Image.Image, region: Image.Image) -> Image.Image:
+    """A picture dimmed outside of a region."""
+    dim = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "#202024"), 0.75)
+    return Image.composite(picture.convert("RGB"), dim, region.convert("L"))
+
+
+def _finished(pipe: ControlledPipeline, recipe: EditRecipe, pictures: Sequence[Image.Image]) -> EditRecipe:
+    prompts = (recipe.prompt, *(one.prompt for one in recipe.edits))
+    made = tuple(
+        Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed, sha256=pixel_hash(picture))
+        for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
+    )
+    settled = {**given_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
+    return recipe.model_copy(update=settled)
