@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import ControlError
 
-console = Console()
+console = Console(emoji=False)
 SEEDS = 100_000
 """As many as a run may have."""
 

@@ -119,9 +119,9 @@ def _region(text: str, threshold: float | None, edge: float) -> Region:
             box = tuple(float(part) for part in text.split(":"))
         except ValueError:
             raise ControlError(f"--region {text}: write left:top:right:bottom, such as 0:0:0.5:1") from None
-        return Region(box=box, **more)  # type: ignore[arg-type]
+        return Region(box=box, **more)
     if text.lower().endswith(_MASK):
-        return Region(mask=text, **more)  # type: ignore[arg-type]
+        return Region(mask=text, **more)
     return Region(words=text, **more)
 
 

@@ -63,13 +63,17 @@ def end(fault: BaseException) -> int:
 def say(text: str) -> None:
     """One line on stderr; what is no text is replaced."""
     one_line = " ".join(text.split()).encode("utf-8", "replace").decode()
-    Console(stderr=True).print(f"attnctrl: {one_line}", style="red", highlight=False, soft_wrap=True, markup=False)
+    Console(stderr=True, emoji=False).print(
+        f"attnctrl: {one_line}", style="red", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def show_warning(message: Warning | str, *rest: Any, **more: Any) -> None:
     """A warning as one line on stderr."""
     text = " ".join(str(message).split()).encode("utf-8", "replace").decode()
-    Console(stderr=True).print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    Console(stderr=True, emoji=False).print(
+        f"warning: {text}", style="yellow", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def quiet_others() -> None:

@@ -16,13 +16,13 @@ from ..processors.capture import Capture, Captured
 from ..source import Source
 from ..words import Prompts, words_of
 from .facts import finite_arguments
-from .mixin import ControlledPipeline
+from .mixin import stock_call
 
 Stepped = Callable[[int, int], None]
 
 
 def drawn(
-    pipe: ControlledPipeline,
+    pipe: Any,
     prompt: str,
     controls: Sequence[Control],
     call: dict[str, Any],
@@ -36,15 +36,15 @@ def drawn(
     `own` [rows, columns]: how much of each token's latents is the run's own after a step, the rest is the source's;
     None: all of it. stepped(done, of) is called after every step.
     """
-    host, filled = host_of(pipe), pipe.filled({"prompt": prompt, **call}, controls)
+    host, (run, filled) = host_of(pipe), stock_call(pipe, {"prompt": prompt, **call}, controls)
     finite_arguments(filled)
     said, scale = filled["prompt"], filled.get("true_cfg_scale")
     columns = tuple(sorted({column for word in words_of(host, said) for column in word.columns}))
     watch = Capture(columns=columns)
 
-    def after(run: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if stepped:
-            stepped(step + 1, run.num_timesteps)
+            stepped(step + 1, pipe.num_timesteps)
         if source is not None and own is not None:
             tensors["latents"] = _blended(source.latents[step + 1], tensors["latents"], own)
         return tensors
@@ -53,14 +53,13 @@ def drawn(
         pipe, [*controls, watch], guidance_scale=scale, prompts=Prompts((said,), filled), source=source
     ) as session:
         assert session
-        stock = pipe.stock.__call__
-        latents = stock(pipe, **filled, output_type="latent", callback_on_step_end=after).images
+        latents = run(pipe, **filled, output_type="latent", callback_on_step_end=after).images
         found: Captured = session.recorded(watch)
     height, width = (side * host.unit for side in found.grid[-2:])
-    run = torch.stack([*found.latents, latents[0].to(found.latents[0])])
+    path = torch.stack([*found.latents, latents[0].to(found.latents[0])])
     attention = torch.zeros(0, height * width) if found.total is None else found.total / found.count
     picture = host.decoded(latents, height, width)[0]
-    return picture, Source(said, run, found.grid, attention, columns, host.parts(said))
+    return picture, Source(said, path, found.grid, attention, columns, host.parts(said))
 
 
 def _blended(theirs: Tensor, mine: Tensor, own: Tensor) -> Tensor:

@@ -15,13 +15,12 @@ from PIL import Image
 
 from ..control import Control
 from ..errors import ControlError, NoEffectWarning
-from ..processors.attaching import Controls
+from ..processors.attaching import Controls, host_of
 from ..processors.editing import EditControl
 from ..region import Region
 from ..registry import controls_of
 from ..source import Source
 from .captured import Stepped, drawn
-from .mixin import ControlledPipeline
 
 UNCHANGED = 0.02
 """A mean difference of pixels (of 1) below which nothing is seen to have changed."""
@@ -71,7 +70,7 @@ class Edited(Opened):
 
 
 def open_source(
-    pipe: ControlledPipeline,
+    pipe: Any,
     prompt: str,
     *,
     seed: int = 0,
@@ -81,7 +80,7 @@ def open_source(
 ) -> Opened:
     """Draw a picture and keep what editing it needs: its latents at every step and where its words are.
 
-    One run of `prompt` with the noise of `seed`, bit-equal to the pipeline's own; `control`: controls of this run,
+    pipe: a FLUX or SD3 pipeline, of attnctrl or of diffusers. One run of `prompt` with the noise of `seed`, bit-equal to the pipeline's own; `control`: controls of this run,
     `call`: the pipeline's other arguments, which edits use too; stepped(done, of) is called after every step. Raises
     ControlError for arguments that a single picture does not have.
     """
@@ -91,7 +90,7 @@ def open_source(
 
 
 def edit(
-    pipe: ControlledPipeline,
+    pipe: Any,
     opened: Opened,
     prompt: str,
     control: Controls = None,
@@ -120,7 +119,7 @@ def edit(
     weights = None if shown is None else torch.tensor(shown.weights(source.grid, source.find))
     own = weights.reshape(source.grid[-2:]) if weights is not None and keep else None
     said = {**opened.call, **call}
-    run = {**said, "latents": source.latents[:1].to(pipe.device, pipe.transformer.dtype)}
+    run = {**said, "latents": source.latents[:1].to(host_of(pipe).device)}
     plain = drawn(pipe, prompt, [], run, stepped=stepped)[0] if compare else None
     image, result = drawn(pipe, prompt, controls, run, source=source, own=own, stepped=stepped)
     mask = None if shown is None else _mask(shown, source, image.size)

@@ -62,10 +62,10 @@ def run_edits(
     )
     done: list[Opened] = [opened]
     edits: list[Edited] = []
-    for one in recipe.edits:
+    for change in recipe.edits:
         made = edit(
-            pipe, done[one.of], one.prompt, one.control, region=one.region, keep=one.keep, compare=compare,
-            stepped=stepped,
+            pipe, done[change.of], change.prompt, change.control, region=change.region, keep=change.keep,
+            compare=compare, stepped=stepped,
         )  # fmt: skip
         done.append(made)
         edits.append(made)
@@ -93,9 +93,9 @@ def write_edits(result: EditSet, folder: Path, heading: str = "") -> None:
         for made, picture in zip(result.recipe.made, result.pictures, strict=True):
             picture.save(draft / made.file, pnginfo=info)
         for number, one in enumerate(result.edits, 1):
-            for name, picture in (("region", one.region), ("plain", one.plain)):
-                if picture is not None:
-                    picture.save(draft / f"{number:02d}-{name}.png")
+            for name, beside in (("region", one.region), ("plain", one.plain)):
+                if beside is not None:
+                    beside.save(draft / f"{number:02d}-{name}.png")
         contact_sheet(edit_rows(result), heading).save(draft / SHEET)
         (draft / RECIPE).write_text(result.recipe.dump(), encoding="utf-8")
 

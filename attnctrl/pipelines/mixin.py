@@ -83,6 +83,15 @@ class ControlledPipeline(DiffusionPipeline):
         return amended(filled, controls)
 
 
+def stock_call(
+    pipe: Any, call: dict[str, Any], controls: Sequence[Control]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """diffusers' own `__call__` of a pipeline, ours or theirs, and what it gets under controls."""
+    if isinstance(pipe, ControlledPipeline):
+        return pipe.stock.__call__, pipe.filled(call, controls)
+    return type(pipe).__call__, amended(call, controls)
+
+
 def amended(call: dict[str, Any], controls: Sequence[Control]) -> dict[str, Any]:
     """A call's arguments with the prompts as the controls want them."""
     return {

@@ -17,7 +17,7 @@ from ..region import Region
 from ..registry import controls_of
 from ..where import Where
 from ..words import Prompts, Word, columns_of, words_of
-from .mixin import ControlledPipeline, amended
+from .mixin import stock_call
 from .overlays import overlaid
 
 LETTERS, LITTLE = 3, frozenset({"and", "for", "from", "her", "his", "its", "the", "their", "with"})
@@ -128,7 +128,7 @@ def observe(
             raise ControlError(f"observe lays maps over pictures; leave {name} out")
     controls = controls_of(control)
     call = {"prompt": [prompt] if isinstance(prompt, str) else list(prompt), **call}
-    filled = pipe.filled(call, controls) if isinstance(pipe, ControlledPipeline) else amended(call, controls)
+    run, filled = stock_call(pipe, call, controls)
     images = filled.get("num_images_per_prompt") or 1
     prompts = filled["prompt"]
     if not 0 <= row < images * len(prompts):
@@ -138,7 +138,6 @@ def observe(
     chosen = columns_of(host, said, words, **own) if words is not None else _usual(words_of(host, said, **own))
     tokens = tuple(word.columns for word in chosen)
     watch = Observe(tokens=tokens, row=row, size=size, dtype=dtype, where=where or Where())
-    run = pipe.stock.__call__ if isinstance(pipe, ControlledPipeline) else type(pipe).__call__
     scale = filled.get("true_cfg_scale")
     with attached(pipe, [*controls, watch], images_per_prompt=images, guidance_scale=scale, prompts=texts) as session:
         assert session
