@@ -19,7 +19,7 @@ from .app_cli import app as app_command
 from .asked import asked, loadable
 from .attention_cli import attention
 from .console import console
-from .edit_cli import drawn_edits, edit
+from .edit_cli import edit, make_edits
 from .ending import STOPPED, end, keeping, quiet_others
 from .eval_cli import app as eval_app
 from .heads_cli import app as heads_app
@@ -27,6 +27,7 @@ from .methods_cli import Loading, methods
 from .models import load_model
 
 if TYPE_CHECKING:
+    from ..pipelines.edits import EditSet
     from ..pipelines.generate import PictureSet
     from ..pipelines.recipe import Recipe
 
@@ -203,7 +204,6 @@ def run(
     out: Out = None,
 ) -> None:
     """Replay a recipe; says whether the pictures came out the same, pixel for pixel."""
-    from ..pipelines.edits import doubts_of, sets_of, write_edits
     from ..pipelines.facts import check_before, warn_of_doubts
     from ..pipelines.recipe import EditRecipe, read_recipe
 
@@ -212,23 +212,18 @@ def run(
     if before is not None:
         device, dtype = device or before.device, dtype or before.dtype
     loadable(device, dtype, offload)
-    for one in sets_of(earlier) if isinstance(earlier, EditRecipe) else [earlier]:
-        check_before(one)
+    check_before(earlier)
     with _folder(out, "replay") as folder:
         if before is not None:
             import torch
 
             torch.set_num_threads(before.threads)
+        warn_of_doubts(earlier)
         pipe = load_model(earlier.model, device, dtype, offload)
-        if isinstance(earlier, EditRecipe):
-            doubts_of(earlier)
-            result = drawn_edits(pipe, earlier)
-            write_edits(result, folder, f"“{earlier.prompt}” edited, seed {earlier.seed}")
-        else:
-            warn_of_doubts(earlier)
-            result = _make(pipe, earlier, folder)
+        result: EditSet | PictureSet
+        result = make_edits(pipe, earlier, folder) if isinstance(earlier, EditRecipe) else _make(pipe, earlier, folder)
     if earlier.made:
-        same, now = result.same_as(earlier), result.recipe.environment
+        same, now = result.recipe.same_as(earlier), result.recipe.environment
         console.print(f"{same} of {len(earlier.made)} pictures are identical to the recipe's")
         if same < len(earlier.made):
             console.print(f"made then with {before}\nand now with {now}", highlight=False)

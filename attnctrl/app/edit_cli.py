@@ -17,6 +17,8 @@ from .options import size_of
 
 if TYPE_CHECKING:
     from ..control import Control
+    from ..pipelines.edits import EditSet
+    from ..pipelines.recipe import EditRecipe
     from ..region import Region
 
 METHOD = "consistedit"
@@ -60,8 +62,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="A new folder for the result.")] = None,
 ) -> None:
     """Draw a picture and edit it: another prompt within a region, and the rest as it was."""
-    from ..pipelines.edits import doubts_of, sets_of, write_edits
-    from ..pipelines.facts import check_before
+    from ..pipelines.facts import check_before, warn_of_doubts
     from ..pipelines.folders import free_folder, reserved
     from ..pipelines.recipe import Change, EditRecipe
     from ..registry import controls_of
@@ -79,23 +80,23 @@ def edit(
     )  # fmt: skip
     said_in(recipe)
     loadable(device, dtype, offload)
-    for one in sets_of(recipe):
-        check_before(one)
+    check_before(recipe)
     place = free_folder("edit") if out is None else out
     with reserved(place) as folder, keeping("no picture was written"):
-        doubts_of(recipe)
-        result = drawn_edits(load_model(model, device, dtype, offload), recipe, compare)
-        write_edits(result, folder, f"“{prompt}” edited, seed {seed}")
-    for name in ("sheet.png", "recipe.json"):
-        console.print(str(folder / name), highlight=False, soft_wrap=True)
+        warn_of_doubts(recipe)
+        make_edits(load_model(model, device, dtype, offload), recipe, folder, compare)
 
 
-def drawn_edits(pipe: Any, recipe: Any, compare: bool = True) -> Any:
-    """A recipe of edits run under a bar, each edit told that is hardly to be seen."""
-    from ..pipelines.edits import run_edits
+def make_edits(pipe: Any, recipe: EditRecipe, folder: Path, compare: bool = True) -> EditSet:
+    """A recipe of edits run under a bar, and written."""
+    from ..pipelines.edits import run_edits, write_edits
 
     with Bar("steps") as step:
-        return run_edits(pipe, recipe, lambda done, total: step(done, total, 0.0), compare)
+        result = run_edits(pipe, recipe, lambda done, total: step(done, total, 0.0), compare)
+    write_edits(result, folder, f"“{recipe.prompt}” edited, seed {recipe.seed}")
+    for name in ("sheet.png", "recipe.json"):
+        console.print(str(folder / name), highlight=False, soft_wrap=True)
+    return result
 
 
 def region_of(texts: list[str] | None, threshold: float | None, edge: float) -> Region | None:
@@ -125,7 +126,7 @@ def _region(text: str, threshold: float | None, edge: float) -> Region:
     return Region(words=text, **more)
 
 
-def said_in(recipe: Any) -> None:
+def said_in(recipe: EditRecipe) -> None:
     """Raise ControlError for a region's words that the picture which is edited does not say, before a model loads."""
     from ..processors.editing import EditControl
     from .attention_cli import said

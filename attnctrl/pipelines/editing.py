@@ -80,9 +80,9 @@ def open_source(
 ) -> Opened:
     """Draw a picture and keep what editing it needs: its latents at every step and where its words are.
 
-    pipe: a FLUX or SD3 pipeline, of attnctrl or of diffusers. One run of `prompt` with the noise of `seed`, bit-equal to the pipeline's own; `control`: controls of this run,
-    `call`: the pipeline's other arguments, which edits use too; stepped(done, of) is called after every step. Raises
-    ControlError for arguments that a single picture does not have.
+    pipe: a FLUX or SD3 pipeline, of attnctrl or of diffusers. One run of `prompt` with the noise of `seed`, bit-equal
+    to the pipeline's own. control: controls of this run. call: the pipeline's other arguments, which edits use too.
+    stepped(done, of) is called after every step. Raises ControlError for arguments that a single picture does not have.
     """
     _refuse(call)
     run = {**call, "generator": torch.Generator().manual_seed(seed)}

@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from .editing import Edited, Opened, edit, open_source
-from .facts import check_before, warn_of_doubts
+from .facts import check_before
 from .folders import new_folder
 from .generate import RECIPE, SHEET, Progress, check_arguments, check_size, environment, given_settings, pixel_hash
 from .mixin import ControlledPipeline
-from .recipe import PNG_KEY, EditRecipe, Made, Recipe
+from .recipe import PNG_KEY, EditRecipe, Made
 from .sheets import SheetRow, contact_sheet
 
 ROUGH = "what the prompt alone makes"
@@ -32,10 +32,6 @@ class EditSet:
         """The source, then the edits."""
         return (self.opened.image, *(one.image for one in self.edits))
 
-    def same_as(self, earlier: EditRecipe) -> int:
-        """How many pictures equal those that `earlier` recorded, pixel for pixel."""
-        return sum(a.sha256 == b.sha256 for a, b in zip(self.recipe.made, earlier.made, strict=False))
-
 
 def run_edits(
     pipe: ControlledPipeline, recipe: EditRecipe, progress: Progress | None = None, compare: bool = True
@@ -44,8 +40,8 @@ def run_edits(
 
     compare: beside every edit also what its prompt alone makes. Raises ControlError when the model cannot run it.
     """
-    for one in sets_of(recipe):
-        check_before(one)
+    check_before(recipe)
+    for one in recipe.sets():
         check_arguments(pipe, one)
     check_size(pipe, recipe.height, recipe.width)
     runs = 1 + len(recipe.edits) * (2 if compare else 1)
@@ -70,19 +66,6 @@ def run_edits(
         done.append(made)
         edits.append(made)
     return EditSet(opened, tuple(edits), _finished(pipe, recipe, [one.image for one in done]))
-
-
-def sets_of(recipe: EditRecipe) -> list[Recipe]:
-    """Every run of a recipe of edits as a set, for what can be checked of sets; an edit holds its source's row too."""
-    numbers = {**recipe.arguments(), "model": recipe.model, "seed": recipe.seed}
-    edits = [Recipe(prompts=(recipe.prompt, one.prompt), control=one.control, **numbers) for one in recipe.edits]
-    return [Recipe(prompts=(recipe.prompt,), control=recipe.control, **numbers), *edits]
-
-
-def doubts_of(recipe: EditRecipe) -> None:
-    """Warn of empty prompts and of words that an embedded model does not know, once for all runs."""
-    prompts = tuple(dict.fromkeys((recipe.prompt, *(one.prompt for one in recipe.edits))))
-    warn_of_doubts(Recipe(model=recipe.model, prompts=prompts))
 
 
 def write_edits(result: EditSet, folder: Path, heading: str = "") -> None:

@@ -17,7 +17,7 @@ from ..errors import ControlError
 
 if TYPE_CHECKING:
     from ..where import Where
-    from .recipe import Recipe
+    from .recipe import EditRecipe, Recipe
 
 INDEX = "model_index.json"
 LARGER = 16
@@ -100,24 +100,26 @@ def facts_of(model: str) -> Facts | None:
         return None
 
 
-def check_before(recipe: Recipe) -> None:
+def check_before(recipe: Recipe | EditRecipe) -> None:
     """Raise ControlError for a recipe that its model, or this machine, cannot draw, before anything is loaded."""
     known_model(recipe.model)
     facts = facts_of(recipe.model)
-    for control in recipe.control:
-        if not control.off:
-            steps_come(control.kind, control.where, steps_of(recipe))
-    if facts is not None:
-        facts.check_size(recipe.height, recipe.width)
-        check_memory(facts, min(recipe.batch_size, len(recipe.prompts)), recipe.height, recipe.width)
+    for one in recipe.sets():
+        for control in one.control:
+            if not control.off:
+                steps_come(control.kind, control.where, steps_of(one))
+        if facts is not None:
+            facts.check_size(one.height, one.width)
+            check_memory(facts, min(one.batch_size, len(one.prompts)), one.height, one.width)
 
 
-def warn_of_doubts(recipe: Recipe) -> None:
+def warn_of_doubts(recipe: Recipe | EditRecipe) -> None:
     """Warn of empty prompts, and of words that an embedded model does not know."""
-    for i, prompt in enumerate(recipe.prompts):
+    prompts = tuple(dict.fromkeys(prompt for one in recipe.sets() for prompt in one.prompts))
+    for i, prompt in enumerate(prompts):
         if not prompt.strip():
             warnings.warn(f"prompt {i} is empty: the picture shows whatever the model likes", UserWarning, stacklevel=1)
-    warn_of_words(recipe.model, recipe.prompts)
+    warn_of_words(recipe.model, prompts)
 
 
 def check_memory(facts: Facts, pictures: int, height: int | None, width: int | None) -> None:

@@ -39,10 +39,6 @@ class PictureSet:
     pictures: tuple[Image.Image, ...]
     recipe: Recipe
 
-    def same_as(self, earlier: Recipe) -> int:
-        """How many pictures equal those that `earlier` recorded, pixel for pixel."""
-        return sum(a.sha256 == b.sha256 for a, b in zip(self.recipe.made, earlier.made, strict=False))
-
 
 def batches(prompts: int, batch_size: int, shared_first: bool) -> list[list[int]]:
     """Prompt numbers by batch; with `shared_first`, prompt 0 leads every batch."""

@@ -65,6 +65,10 @@ class RunRecipe(Description):
         """JSON text with every value written out, so that later defaults do not change a replay."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
+    def same_as(self, earlier: RunRecipe) -> int:
+        """How many of its pictures equal those that `earlier` recorded, pixel for pixel."""
+        return sum(a.sha256 == b.sha256 for a, b in zip(self.made, earlier.made, strict=False))
+
     @field_validator("prompts", "prompt", "negative_prompt", mode="after", check_fields=False)
     @classmethod
     def _is_text(cls, value: Any) -> Any:
@@ -85,6 +89,10 @@ class Recipe(RunRecipe):
     recipe: int = Field(1, ge=1, le=1)
     prompts: tuple[str, ...] = Field(min_length=1, max_length=10_000)
     batch_size: int = Field(8, ge=2, le=1024)
+
+    def sets(self) -> list[Recipe]:
+        """Itself: what is checked of every recipe."""
+        return [self]
 
 
 class Change(Description):
@@ -114,6 +122,12 @@ class EditRecipe(RunRecipe):
             if one.of >= number:
                 raise ValueError(f"edit {number} is of picture {one.of}, which comes later; 0 is the source")
         return value
+
+    def sets(self) -> list[Recipe]:
+        """Every run as a set, for what is checked of sets; an edit's holds the source's row too."""
+        numbers = {**self.arguments(), "model": self.model, "seed": self.seed}
+        source = Recipe(prompts=(self.prompt,), control=self.control, **numbers)
+        return [source, *(Recipe(prompts=(self.prompt, e.prompt), control=e.control, **numbers) for e in self.edits)]
 
 
 def read_recipe(path: str | Path) -> Recipe | EditRecipe:

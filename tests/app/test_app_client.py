@@ -129,7 +129,7 @@ def test_a_set_is_what_its_recipe_draws(server, ask):
     assert [one["caption"] for one in gallery] == list(recipe.prompts)
     with server.frame.engine.pipe("tiny-sd3") as pipe:
         again = generate(pipe, recipe)
-    assert again.same_as(recipe) == 2
+    assert again.recipe.same_as(recipe) == 2
     for one, picture in zip(gallery, again.pictures, strict=True):
         np.testing.assert_array_equal(pixels(one["image"]), np.asarray(picture))
 

@@ -24,7 +24,7 @@ except SystemExit as ended:
 print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))
 """
 HELP = [
-    [], ["demo"], ["generate"], ["run"], ["info"], ["app"], ["attention"], ["methods"], ["heads"], ["heads", "search"],
+    [], ["demo"], ["generate"], ["edit"], ["run"], ["info"], ["app"], ["attention"], ["methods"], ["heads"], ["heads", "search"],
     ["heads", "check"], ["heads", "atlas"], ["heads", "presets"], ["eval"], ["eval", "style"], ["eval", "heads"],
     ["eval", "report"], ["eval", "diff"], ["eval", "metrics"], ["embedded"],
 ]  # fmt: skip
@@ -37,6 +37,7 @@ SAID = [
     (["generate", "a fox", "a car", "--out", ""], 2),
     (["generate", "a fox", "a car", "--model", "nosuch"], 2),
     (["run", "no.json"], 2),
+    (["edit", "a fox", "a car", "--region", "dog"], 2),
     (["attention", "a fox", "--word", "car", "--out", "new"], 2),
     (["app", "--port", "99999"], 2),
     (["heads", "search", "--objective", "os:system", "--prompts", __file__, "--out", "new"], 2),
