@@ -151,6 +151,10 @@ def generate(
         float | None, typer.Option(help="FLUX's classifier-free guidance; over 1 doubles the time.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures computed together.")] = 8,
+    panorama: Annotated[
+        float | None,
+        typer.Option(help="One wide picture, a prompt a window; the share of a window that the next one covers: 0.5."),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     offload: Offload = "none",
@@ -173,7 +177,7 @@ def generate(
     values: dict[str, Any] = {
         "model": model, "prompts": tuple(prompts), "control": controls, "seed": seed, "num_inference_steps": steps,
         "negative_prompt": negative_prompt, "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale,
-        "batch_size": batch_size, **size_of(size),
+        "batch_size": batch_size, "panorama": panorama, **size_of(size),
     }  # fmt: skip
     if heads is None and (head_strength is not None or u is not None):
         raise ControlError("--head-strength and --u belong to --heads; name heads or a preset")

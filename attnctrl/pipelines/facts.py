@@ -110,7 +110,8 @@ def check_before(recipe: Recipe | EditRecipe) -> None:
                 steps_come(control.kind, control.where, steps_of(one))
         if facts is not None:
             facts.check_size(one.height, one.width)
-            check_memory(facts, min(one.batch_size, len(one.prompts)), one.height, one.width)
+            together = len(one.prompts) if one.panorama is not None else min(one.batch_size, len(one.prompts))
+            check_memory(facts, together, one.height, one.width)
 
 
 def warn_of_doubts(recipe: Recipe | EditRecipe) -> None:

@@ -20,6 +20,7 @@ from .facts import check_before, warn_of_doubts
 from .folders import new_folder as new_folder
 from .folders import refuse_used as refuse_used
 from .mixin import ControlledPipeline
+from .panorama import panorama
 from .preview import Preview
 from .recipe import PNG_KEY, Environment, Made, Recipe
 from .sheets import SheetRow, contact_sheet
@@ -61,6 +62,12 @@ def generate(
     warn_of_doubts(recipe)
     check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
+    if recipe.panorama is not None:
+        wide = panorama(
+            pipe, recipe.prompts, overlap=recipe.panorama, seed=recipe.seed, control=recipe.control, stepped=progress,
+            **recipe.arguments(),
+        )  # fmt: skip
+        return finished(pipe, recipe, [wide])
     leads = any(control.leads for control in recipe.control)
     plan = batches(len(recipe.prompts), recipe.batch_size, leads)
     pictures: dict[int, Image.Image] = {}
@@ -107,7 +114,7 @@ def finished(pipe: ControlledPipeline, recipe: Recipe, pictures: Sequence[Image.
     """Pictures with the recipe that made them, settings and environment written out."""
     made = tuple(
         Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed + i, sha256=pixel_hash(picture))
-        for i, (prompt, picture) in enumerate(zip(recipe.prompts, pictures, strict=True))
+        for i, (prompt, picture) in enumerate(zip(recipe.pictures, pictures, strict=True))
     )
     settled = {**given_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
     return PictureSet(tuple(pictures), recipe.model_copy(update=settled))
@@ -129,12 +136,12 @@ def sheet_row(result: PictureSet, title: str | None = None) -> SheetRow:
     """A set as a row of a contact sheet, its reference framed (a picture reference stands first)."""
     recipe = result.recipe
     kinds = " + ".join(control.kind for control in recipe.control) or "plain"
-    pictures, captions = list(result.pictures), list(recipe.prompts)
+    pictures, captions = list(result.pictures), list(recipe.pictures)
     references = [r for control in recipe.control if not control.off for r in control.references()]
     for reference in reversed(references):
         pictures.insert(0, reference.picture)
         captions.insert(0, f"reference picture {reference.caption}".strip())
-    leads = len(references) or int(any(control.leads for control in recipe.control))
+    leads = len(references) or int(recipe.panorama is None and any(control.leads for control in recipe.control))
     return SheetRow(title or kinds, pictures, captions, frozenset(range(leads)))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ..control import Control
 from ..descriptions import Description, explain
@@ -83,12 +83,25 @@ class Recipe(RunRecipe):
     """A set: its prompts beside the run's numbers.
 
     Picture i has seed + i; with more than `batch_size` prompts the first one (or the reference picture) is in every
-    batch, so that all follow the same reference.
+    batch, so that all follow the same reference. `panorama`: the prompts are windows of one wide picture instead, which
+    overlap by this share of a window.
     """
 
     recipe: int = Field(1, ge=1, le=1)
     prompts: tuple[str, ...] = Field(min_length=1, max_length=10_000)
     batch_size: int = Field(8, ge=2, le=1024)
+    panorama: float | None = Field(None, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _windows(self) -> Recipe:
+        if self.panorama is not None and len(self.prompts) < 2:
+            raise ValueError("a panorama needs two prompts or more, one for each window; repeat one for a wide picture")
+        return self
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """What its pictures show, one by one."""
+        return self.prompts if self.panorama is None else (" | ".join(self.prompts),)
 
     def sets(self) -> list[Recipe]:
         """Itself: what is checked of every recipe."""
