@@ -24,9 +24,11 @@ class SheetRow:
 
 
 def contact_sheet(rows: Sequence[SheetRow], heading: str = "") -> Image.Image:
-    """All rows under one heading. Small pictures are enlarged to 192 px, large ones reduced to 320 px."""
+    """All rows under one heading. Small pictures are enlarged to 192 px, large ones reduced to 320 px; of wide ones the shorter side."""
     widest = max(max(p.size) for row in rows for p in row.pictures)
-    cell = min(MAX_CELL, widest * max(1, round(MIN_CELL / widest)))
+    narrow = max(min(p.size) for row in rows for p in row.pictures)
+    wide = widest / narrow if widest >= 2 * narrow else 1.0
+    cell = min(round(MAX_CELL * wide), widest * max(1, round(MIN_CELL * wide / widest)))
     columns = max(len(row.pictures) for row in rows)
     title_font, font = ImageFont.load_default(18), ImageFont.load_default(13)
     heading_font = ImageFont.load_default(24)
