@@ -43,11 +43,11 @@ def transformer(device: str) -> FluxTransformer2DModel:
         ).eval()
 
 
-def arguments(device: str) -> dict[str, Any]:
-    """The inputs of one call."""
-    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(SIDE * 1.0), torch.arange(SIDE * 1.0))
+def arguments(device: str, side: int = SIDE) -> dict[str, Any]:
+    """The inputs of one call on a grid of so many tokens a side."""
+    ids = torch.cartesian_prod(torch.zeros(1), torch.arange(side * 1.0), torch.arange(side * 1.0))
     return {
-        "hidden_states": torch.zeros(ROWS, SIDE * SIDE, 64, device=device).normal_(),
+        "hidden_states": torch.zeros(ROWS, side * side, 64, device=device).normal_(),
         "encoder_hidden_states": torch.zeros(ROWS, TEXT, 64, device=device).normal_(),
         "pooled_projections": torch.zeros(ROWS, 64, device=device).normal_(),
         "timestep": torch.ones(ROWS, device=device),

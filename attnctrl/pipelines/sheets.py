@@ -24,7 +24,8 @@ class SheetRow:
 
 
 def contact_sheet(rows: Sequence[SheetRow], heading: str = "") -> Image.Image:
-    """All rows under one heading. Small pictures are enlarged to 192 px, large ones reduced to 320 px; of wide ones the shorter side."""
+    """All rows under one heading. Small pictures are enlarged to 192 px, large ones reduced to 320 px; of wide ones the
+    shorter side."""
     widest = max(max(p.size) for row in rows for p in row.pictures)
     narrow = max(min(p.size) for row in rows for p in row.pictures)
     wide = widest / narrow if widest >= 2 * narrow else 1.0
