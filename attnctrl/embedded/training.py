@@ -37,7 +37,8 @@ NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)
 class Stage(Description):
     """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal.
 
-    `pairs` is the share of captions with a relation; None: as the world draws them.
+    `pairs` is the share of captions with a relation; None: as the world draws them. `rates`: shares of the run's peak rate
+    at the stage's beginning and end; None: the run's own schedule, which counts the stages without alone.
     """
 
     world: str
@@ -48,6 +49,7 @@ class Stage(Description):
     pairs: float | None = None
     noise_mean: float = 0.6
     noise_std: float = 1.1
+    rates: tuple[float, float] | None = None
 
 
 class TrainConfig(Description):
@@ -90,8 +92,15 @@ class TrainConfig(Description):
 
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
+        begun = 0
+        for stage in self.stages:
+            if begun <= step < begun + stage.steps and stage.rates is not None:
+                first, last = stage.rates
+                return self.peak * (first + (last - first) * (step - begun) / stage.steps)
+            begun += stage.steps
+        scheduled = sum(stage.steps for stage in self.stages if stage.rates is None)
         rise = (step + 1) / self.warmup if self.warmup else 1.0
-        fall = (self.steps - step) / self.cooldown if self.cooldown else 1.0
+        fall = (scheduled - step) / self.cooldown if self.cooldown else 1.0
         return self.peak * max(0.0, min(1.0, rise, fall))
 
     def stage(self, step: int) -> Stage:

@@ -86,6 +86,9 @@ def test_the_rate_rises_stays_and_falls():
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0])
     assert [plan.samples(step) for step in (0, 1, 2, 100)] == [0, 3, 6, 202]
     assert [plan.stage(step).world for step in (0, 1, 2, 500)] == ["first", "first", "wider", "wider"]
+    more = plan.model_copy(update={"stages": (*plan.stages, Stage(world="wider", steps=10, rates=(0.6, 0.0)))})
+    assert [more.rate(step) for step in (0, 50, 90, 99)] == pytest.approx([0.1, 1.0, 0.5, 0.05])
+    assert [more.rate(step) for step in (100, 105, 109)] == pytest.approx([0.6, 0.3, 0.06])
 
 
 @pytest.mark.parametrize("model", MODELS)
