@@ -37,8 +37,8 @@ NETS: dict[str, type[TinyModel]] = {net.name: net for net in (TinyFlux, TinySD3)
 class Stage(Description):
     """A part of a run: so many steps of a batch on so many pictures of a world (scenes.WORLDS), noise logit-normal.
 
-    `pairs` is the share of captions with a relation; None: as the world draws them. `rates`: shares of the run's peak rate
-    at the stage's beginning and end; None: the run's own schedule, which counts the stages without alone.
+    `pairs` is the share of captions with a relation; None: as the world draws them. `rates`: shares of the run's peak
+    rate at the stage's beginning and end; None: the run's own schedule, which counts the stages without alone.
     """
 
     world: str

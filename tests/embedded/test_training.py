@@ -19,7 +19,7 @@ from attnctrl.embedded.export import export_run
 from attnctrl.embedded.latents import CHANNELS
 from attnctrl.embedded.muon import split
 from attnctrl.embedded.sampling import sample
-from attnctrl.embedded.training import NETS, RECIPES, Run, TrainConfig
+from attnctrl.embedded.training import NETS, RECIPES, Run, Stage, TrainConfig
 
 
 def config(model: str, steps: int = 4, **more) -> TrainConfig:
