@@ -163,7 +163,7 @@ BAD = [
     ([*TWO, "--out", "y" * 300 + "/set"], "over 200 letters"),
     ([*TWO, "--out", "/proc/attnctrl/set"], "cannot be written"),
     ([*TWO, "--out", "/dev/null/set"], "out"),
-    ([*TWO, "--out", "{text}"], "exists already"),
+    ([*TWO, "--out", "{text}"], "is a file; name a new folder"),
     ([*TWO, "--out", "{text}/set"], "out"),
     ([*TWO, "--out", "{used}"], "exists already"),
     ([*TWO, "--out", "a\udcff"], "no text"),
@@ -214,7 +214,7 @@ no.json | cannot read the recipe
     }.items()],
     *table(["info"], "--model nosuch | there is no model\n--model a/b/c | there is no model\nx | unexpected"),
     *table(["methods"], "nagg | did you mean nag\n--all | No such option\n_ | there is no control"),
-    *table(["demo"], "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | exists already"),
+    *table(["demo"], "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | is a file; name a new folder"),
     *table(APP, """
 --port 99999 | 1 to 65535
 --port -1 | 1 to 65535

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from ..descriptions import Description
 from ..errors import ControlError
-from ..pipelines.facts import check_memory, facts_of, known_model
+from ..pipelines.checks import check_memory, check_where
+from ..pipelines.facts import facts_of, known_model
 from ..where import Where
 from .console import SEEDS, lines_of, numbers_of
 from .options import DTYPES, size_of
@@ -39,10 +40,18 @@ class Asked(Description):
     true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
 
 
+class AskedHeads(Asked):
+    """The same of a run that guides by heads: without any guidance there is nothing to see."""
+
+    strength: float = Field(3.0, gt=0.0, le=1000.0)
+    u: float = Field(1.0, gt=0.0, le=1.0)
+
+
 def asked(
     model: str,
     size: str | None,
     *,
+    kind: type[Asked] = Asked,
     objectives: Sequence[str] = (),
     prompts: Path | None = None,
     seeds: str | None = None,
@@ -54,13 +63,14 @@ def asked(
 ) -> None:
     """Raise ControlError, or ValidationError, for what no run can be."""
     sides = size_of(size)
-    wanted = Asked(**numbers, **sides)
+    wanted = kind(**numbers, **sides)
     known_model(model)
     loadable(device, dtype, offload)
+    where = Where(blocks=blocks)
     if facts := facts_of(model):
+        check_where("--blocks", where, facts)
         facts.check_size(wanted.height, wanted.width)
         check_memory(facts, wanted.batch_size, wanted.height, wanted.width)
-    Where(blocks=blocks)
     lines = lines_of(prompts) if prompts else ()
     if len(lines) * len(numbers_of(seeds) if seeds else (0,)) > PICTURES:
         raise ControlError(f"so many prompts and seeds are over {PICTURES} pictures; give fewer seeds")

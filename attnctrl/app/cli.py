@@ -154,7 +154,7 @@ def generate(
     out: Out = None,
 ) -> None:
     """Make a set of pictures that share one style, or one subject, or are under any other control."""
-    from ..pipelines.facts import check_before, warn_of_doubts
+    from ..pipelines.checks import check_before, warn_of_doubts
     from ..pipelines.recipe import Recipe
     from ..registry import controls_of
     from .options import references_of, size_of, style_of
@@ -182,7 +182,7 @@ def generate(
     loadable(device, dtype, offload)
     check_before(recipe)
     with _folder(out, "set") as folder:
-        warn_of_doubts(recipe)
+        warn_of_doubts(model, recipe.prompts)
         pipe = load_model(model, device, dtype, offload)
         if heads is not None:
             from ..pipelines.presets import preset_of
@@ -201,7 +201,7 @@ def run(
     out: Out = None,
 ) -> None:
     """Replay a recipe; says whether the pictures came out the same, pixel for pixel."""
-    from ..pipelines.facts import check_before, warn_of_doubts
+    from ..pipelines.checks import check_before, warn_of_doubts
     from ..pipelines.recipe import read_recipe
 
     earlier = read_recipe(recipe)
@@ -211,7 +211,7 @@ def run(
     loadable(device, dtype, offload)
     check_before(earlier)
     with _folder(out, "replay") as folder:
-        warn_of_doubts(earlier)
+        warn_of_doubts(earlier.model, earlier.prompts)
         if before is not None:
             import torch
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..embedded import MODELS
-from ..pipelines.folders import reserved
+from ..pipelines.facts import facts_of
+from ..pipelines.folders import run_folder
 from ..pipelines.presets import preset_before
 from .asked import asked
 from .console import Bar, console, lines_of
@@ -77,6 +78,9 @@ def style(
     from ..evals.runs.sets import read_sets, spread
 
     found = arms(methods or ["published"], sweep or ())
+    if facts := facts_of(model):
+        for arm in found:
+            arm.check_model(facts.sites, steps or facts.steps)
     name = sets or ("embedded" if model in MODELS else "published")
     chosen = spread(read_sets(name), first)
     values: dict[str, Any] = {
@@ -118,19 +122,18 @@ def heads(
     )  # fmt: skip
     for one in heads:
         preset_before(one, model, strength, u)
-    with reserved(out, used=True):
-        pass
-    from ..evals.runs.heads import head_arms, prompt_sets
+    with run_folder(out), keeping("nothing was written"):
+        from ..evals.runs.heads import head_arms, prompt_sets
 
-    pipe = load_model(model, _own(device), dtype, offload)
-    found = head_arms(pipe, model, heads, random_sets, seed, strength, u)
-    values: dict[str, Any] = {
-        "kind": "heads", "model": model, "sets": prompts.name, "arms": found, "baseline": found[0].name,
-        "metrics": tuple(dict.fromkeys(objective)), "seed": seed, "num_inference_steps": steps,
-        "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
-        "threads": threads,
-    }  # fmt: skip
-    _run(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
+        pipe = load_model(model, _own(device), dtype, offload)
+        found = head_arms(pipe, model, heads, random_sets, seed, strength, u)
+        values: dict[str, Any] = {
+            "kind": "heads", "model": model, "sets": prompts.name, "arms": found, "baseline": found[0].name,
+            "metrics": tuple(dict.fromkeys(objective)), "seed": seed, "num_inference_steps": steps,
+            "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
+            "threads": threads,
+        }  # fmt: skip
+        _run(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
 
 
 @app.command()
@@ -190,7 +193,7 @@ def _run(
     from .options import size_of
 
     config = RunConfig(**values, **size_of(size))
-    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
         _draw(config, sets, device, dtype, offload, out, pipe)
 
 

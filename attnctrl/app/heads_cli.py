@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..pipelines.facts import warn_of_words
-from ..pipelines.folders import reserved
+from ..pipelines.checks import warn_of_words
+from ..pipelines.folders import reserved, run_folder
 from ..pipelines.presets import preset_before
-from .asked import asked
+from .asked import AskedHeads, asked
 from .console import Bar, console, duration, lines_of, numbers_of
 from .ending import keeping
 from .models import load_model
@@ -55,10 +55,11 @@ def search(
 ) -> None:
     """Find the heads whose perturbation gains most of an objective (HeadHunter); several objectives share a round."""
     asked(
-        model, size, objectives=objective, prompts=prompts, seeds=seeds, blocks=blocks, device=device, rounds=rounds,
-        top_k=top_k, strength=strength, u=u, num_inference_steps=steps, batch_size=batch_size, threads=threads,
+        model, size, kind=AskedHeads, objectives=objective, prompts=prompts, seeds=seeds, blocks=blocks,
+        device=device, rounds=rounds, top_k=top_k, strength=strength, u=u, num_inference_steps=steps,
+        batch_size=batch_size, threads=threads,
     )  # fmt: skip
-    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
         warn_of_words(model, lines_of(prompts))
         from ..evals.heads.search import Search, SearchConfig
         from ..evals.ledger import own_device
@@ -168,10 +169,10 @@ def atlas(
 ) -> None:
     """Draw what every single head does to one picture: heat maps, and a page with all pictures (atlas.html)."""
     asked(
-        model, size, objectives=objective, blocks=blocks, device=device, seed=seed, strength=strength, u=u,
-        num_inference_steps=steps, batch_size=batch_size, threads=threads,
+        model, size, kind=AskedHeads, objectives=objective, blocks=blocks, device=device, seed=seed,
+        strength=strength, u=u, num_inference_steps=steps, batch_size=batch_size, threads=threads,
     )  # fmt: skip
-    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
         warn_of_words(model, (prompt,))
         from ..evals.heads.atlas import AtlasConfig, AtlasRun
         from ..evals.heads.atlas_page import write_atlas

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from ..errors import ControlError
-
-CONFIG = "config.json"
+from ..pipelines.folders import CONFIG as CONFIG
+from ..pipelines.folders import refuse_foreign
 
 
 def processes() -> PartialState:
@@ -48,11 +48,8 @@ class Ledger:
         except OSError as fault:
             raise ControlError(f"cannot write to {folder}: {fault.strerror}") from None
         own = folder / CONFIG
-        # listed before the look at the configuration, which every process writes before anything else
-        others = [path for path in folder.iterdir() if not path.name.startswith(f".{CONFIG}")]
+        refuse_foreign(folder)
         if not own.exists():
-            if others:
-                raise ControlError(f"{folder} holds other files; give a new folder, or one that this command began")
             write_file(own, text.encode())
         else:
             _refuse_another(own, text)

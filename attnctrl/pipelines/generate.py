@@ -16,7 +16,8 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
 from ..processors.attaching import host_of
-from .facts import check_before, warn_of_doubts
+from .checks import check_fits, check_memory, warn_of_doubts
+from .facts import facts_in, model_of
 from .folders import new_folder as new_folder
 from .folders import refuse_used as refuse_used
 from .mixin import ControlledPipeline
@@ -61,10 +62,13 @@ def generate(
     After every solver step progress(done, total) is called, and watch(numbers, look), where `numbers` are of the
     prompts under way and look() decodes what their pictures will be. Raises ControlError when the model cannot run it.
     """
-    check_before(recipe)
-    warn_of_doubts(recipe)
     check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
+    facts = facts_in(pipe)
+    check_fits(recipe, facts)
+    if facts is not None and pipe.device.type == "cpu":
+        check_memory(facts, min(recipe.batch_size, len(recipe.prompts)), recipe.height, recipe.width)
+    warn_of_doubts(model_of(pipe), recipe.prompts)
     leads = any(control.leads for control in recipe.control)
     plan = batches(len(recipe.prompts), recipe.batch_size, leads)
     pictures: dict[int, Image.Image] = {}

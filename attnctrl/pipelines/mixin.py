@@ -15,7 +15,7 @@ from ..control import Control
 from ..processors.attaching import Controls, attached
 from ..registry import controls_of
 from ..words import Prompts
-from .facts import finite_arguments
+from .checks import finite_arguments
 from .settings import FILE, ModelSettings
 
 PROMPTS = ("prompt", "prompt_2", "prompt_3")
