@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from PIL import Image, ImageOps
 from pydantic import BeforeValidator, PlainSerializer
 
+from .arrays import is_array, picture_of
 from .errors import ControlError
 
 DATA_URI = "data:image/png;base64,"
@@ -18,12 +19,15 @@ MAX_ASPECT = 8
 
 
 def read_picture(source: Any) -> Image.Image:
-    """An upright RGB picture from a path, a PIL image or a PNG data URI; transparency is laid on white.
+    """An upright RGB picture from a path, a PIL image, an array (`picture_of`) or a PNG data URI; transparency is laid
+    on white.
 
     Raises ControlError for a file that is missing or no picture, and for one under 8 px or narrower than 1:8.
     """
+    if is_array(source):
+        source = picture_of(source)
     if not isinstance(source, (str, Path, Image.Image)):
-        raise ControlError(f"a {type(source).__name__} is no picture; give a path or a PIL image")
+        raise ControlError(f"a {type(source).__name__} is no picture; give a path, a PIL image or an array")
     name = "the picture" if isinstance(source, Image.Image) or str(source).startswith(DATA_URI) else str(source)
     try:
         if isinstance(source, Image.Image):
@@ -33,8 +37,10 @@ def read_picture(source: Any) -> Image.Image:
         else:
             image = Image.open(Path(source))
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):  # 16 bits in 32
             image = image.point(lambda value: value / 256).convert("L")
+        elif image.mode == "F" and image.getextrema()[1] <= 1:
+            image = image.point(lambda value: value * 255)
         rgba = image.convert("RGBA")
     except FileNotFoundError:
         raise ControlError(f"there is no picture at {name}") from None

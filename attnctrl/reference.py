@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from PIL import Image
 from pydantic import Field, model_validator
 
+from .arrays import is_array
 from .descriptions import Description
 from .pictures import Picture
 from .region import Region
@@ -28,6 +31,12 @@ class Reference(Description):
     noise: Literal["step", "finer"] = Field(
         "step", description="the scheduler's level, or the one under the reversed schedule shift: more detail"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_picture(cls, value: Any) -> Any:
+        """A picture alone is a reference with no caption."""
+        return {"picture": value} if isinstance(value, (str, Path, Image.Image)) or is_array(value) else value
 
     @model_validator(mode="after")
     def _mask_fits(self) -> Reference:

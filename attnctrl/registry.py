@@ -125,7 +125,8 @@ def parse_control(text: str) -> Control:
 
 
 def controls_of(value: Any) -> tuple[Control, ...]:
-    """What `control=` may be, as controls: None, a control, its class, a text as in parse_control, or several of these.
+    """What `control=` may be, as controls: None, a control, its class, a text as in parse_control, a recipe's entry, or
+    several of these.
 
     Raises ControlError for anything else.
     """
@@ -211,9 +212,19 @@ def _one(value: Any) -> Control:
     if isinstance(value, str):
         return parse_control(value)
     if isinstance(value, type) and issubclass(value, Control):
+        if inspect.isabstract(value):
+            raise ControlError(
+                f"{value.__name__} is the base of controls and none itself; known: {', '.join(controls())}"
+            )
         return _made(value, {})
+    if isinstance(value, dict):
+        try:
+            return control_of(value)
+        except ValidationError as fault:
+            raise refusal(control_class(value["kind"]), value["kind"], fault) from None
+    what = repr(value)[:40] if isinstance(value, (int, float, bytes)) else f"a {type(value).__name__}"
     raise ControlError(
-        f"{str(value)[:80]!r} is no control; give a control, its class, a text such as 'nag:prompt=blurry', or a list"
+        f"{what} is no control; give a control, its class, a text such as 'nag:prompt=blurry', or a list"
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ..descriptions import Description
 from ..errors import ControlError
+from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS
 from ..pipelines.checks import check_memory, check_where
 from ..pipelines.facts import facts_of, known_model
 from ..where import Where
@@ -24,9 +25,9 @@ PICTURES = 10_000_000
 class Asked(Description):
     """The numbers of a run, within what any machine can do."""
 
-    num_inference_steps: int | None = Field(None, gt=0, le=1000)
-    height: int | None = Field(None, gt=0, le=16384)
-    width: int | None = Field(None, gt=0, le=16384)
+    num_inference_steps: int | None = Field(None, gt=0, le=MOST_STEPS)
+    height: int | None = Field(None, gt=0, le=MOST_PIXELS)
+    width: int | None = Field(None, gt=0, le=MOST_PIXELS)
     batch_size: int = Field(8, ge=1, le=1024)
     threads: int = Field(1, ge=1, le=1024)
     seed: int = Field(0, ge=0, lt=2**63)
@@ -36,8 +37,8 @@ class Asked(Description):
     repeats: int = Field(1, ge=1, le=SEEDS)
     strength: float | None = Field(None, ge=0.0, le=1000.0)
     u: float | None = Field(None, ge=0.0, le=1.0)
-    guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
-    true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
+    guidance_scale: float | None = Field(None, ge=0.0, le=MOST_GUIDANCE)
+    true_cfg_scale: float | None = Field(None, ge=0.0, le=MOST_GUIDANCE)
 
 
 class AskedHeads(Asked):

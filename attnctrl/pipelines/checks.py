@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..embedded import MODELS, model_folder
 from ..errors import ControlError
+from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS, number, texts, whole
 from .facts import Facts, facts_of, known_model
 
 if TYPE_CHECKING:
     from ..where import Where
     from .recipe import Recipe
 
+PROMPTS = ("prompt", "prompt_2", "prompt_3")
+NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
+WHOLE = {
+    "num_inference_steps": MOST_STEPS, "height": MOST_PIXELS, "width": MOST_PIXELS, "num_images_per_prompt": 1024,
+    "max_sequence_length": 4096,
+}  # fmt: skip
+"""Arguments of a call that are whole numbers, and the most they may be."""
 _WORD = re.compile(r"[^\s,.]+")
 
 
@@ -115,12 +122,16 @@ def steps_come(name: str, where: Where, count: int | None) -> None:
         )
 
 
-def finite_arguments(arguments: dict[str, Any]) -> None:
-    """Raise ControlError for guidance that is no number, infinite or negative, and for a number of steps under one."""
+def check_call(arguments: Mapping[str, Any]) -> None:
+    """Raise ControlError for arguments of a pipeline's call that are of another kind, or that no picture bears."""
+    for name in (*PROMPTS, *NEGATIVES):
+        if arguments.get(name) is not None:
+            texts(name, arguments[name])
+    for name, most in WHOLE.items():
+        if arguments.get(name) is not None:
+            whole(name, arguments[name], most=most)
     for name in ("guidance_scale", "true_cfg_scale"):
-        value = arguments.get(name)
-        if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-            raise ControlError(f"{name} is {value}; give a number from 0 on, such as 3.5")
-    steps = arguments.get("num_inference_steps")
-    if isinstance(steps, int) and steps < 1:
-        raise ControlError(f"num_inference_steps is {steps}; give 1 or more")
+        if name in arguments:
+            number(name, arguments[name], MOST_GUIDANCE)
+    if isinstance(seed := arguments.get("generator"), int):
+        raise ControlError(f"generator is {seed}; give torch.Generator().manual_seed({seed})")

@@ -15,8 +15,9 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
+from ..given import shown
 from ..processors.attaching import host_of
-from .checks import check_fits, check_memory, warn_of_doubts
+from .checks import check_fits, warn_of_doubts
 from .facts import facts_in, model_of
 from .folders import new_folder as new_folder
 from .folders import refuse_used as refuse_used
@@ -62,12 +63,13 @@ def generate(
     After every solver step progress(done, total) is called, and watch(numbers, look), where `numbers` are of the
     prompts under way and look() decodes what their pictures will be. Raises ControlError when the model cannot run it.
     """
+    if not isinstance(recipe, Recipe):
+        raise ControlError(f"generate takes a Recipe, not {shown(recipe)}; make one, or read_recipe(FILE)")
+    if not isinstance(pipe, ControlledPipeline):
+        raise ControlError(f"generate takes a pipeline of attnctrl.load(MODEL), not {shown(pipe)}")
     check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
-    facts = facts_in(pipe)
-    check_fits(recipe, facts)
-    if facts is not None and pipe.device.type == "cpu":
-        check_memory(facts, min(recipe.batch_size, len(recipe.prompts)), recipe.height, recipe.width)
+    check_fits(recipe, facts_in(pipe))
     warn_of_doubts(model_of(pipe), recipe.prompts)
     leads = any(control.leads for control in recipe.control)
     plan = batches(len(recipe.prompts), recipe.batch_size, leads)

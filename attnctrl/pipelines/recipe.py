@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from ..control import Control
 from ..descriptions import Description, explain
 from ..errors import ControlError
-from ..registry import control_of
+from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS, shown
+from ..registry import control_of, controls_of
 
 PNG_KEY = "attnctrl"
 AnyControl = SerializeAsAny[Annotated[Control, BeforeValidator(control_of)]]
@@ -51,15 +52,27 @@ class Recipe(Description):
     control: tuple[AnyControl, ...] = ()
     negative_prompt: str | None = None
     seed: int = Field(0, ge=0, lt=2**63)
-    height: int | None = Field(None, gt=0, le=16384)
-    width: int | None = Field(None, gt=0, le=16384)
-    num_inference_steps: int | None = Field(None, gt=0, le=1000)
-    guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
-    true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
+    height: int | None = Field(None, gt=0, le=MOST_PIXELS)
+    width: int | None = Field(None, gt=0, le=MOST_PIXELS)
+    num_inference_steps: int | None = Field(None, gt=0, le=MOST_STEPS)
+    guidance_scale: float | None = Field(None, ge=0.0, le=MOST_GUIDANCE)
+    true_cfg_scale: float | None = Field(None, ge=0.0, le=MOST_GUIDANCE)
     max_sequence_length: int | None = Field(None, gt=0, le=4096)
     batch_size: int = Field(8, ge=2, le=1024)
     environment: Environment | None = None
     made: tuple[Made, ...] = ()
+
+    @field_validator("prompts", "control", mode="before")
+    @classmethod
+    def _several(cls, value: Any, info: ValidationInfo) -> Any:
+        """In Python one prompt, one control or a control's class is plain enough; in a file they are lists."""
+        if info.mode != "python":
+            return value
+        if info.field_name == "prompts" or isinstance(value, (type, Control)):
+            value = (value,) if isinstance(value, (str, type, Control)) else value
+        if isinstance(value, (list, tuple)):
+            return tuple(controls_of(one)[0] if isinstance(one, type) else one for one in value)
+        return value
 
     @field_validator("prompts", "negative_prompt", mode="after")
     @classmethod
@@ -83,6 +96,8 @@ class Recipe(Description):
 
 def read_recipe(path: str | Path) -> Recipe:
     """A recipe from its JSON file or from a PNG that was made here; ControlError says what is wrong with it."""
+    if not isinstance(path, (str, Path)):
+        raise ControlError(f"a recipe is read from a file, not {shown(path)}; give its path")
     path = Path(path)
     try:
         if path.suffix.lower() == ".png":
