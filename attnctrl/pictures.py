@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from .arrays import is_array, picture_of
 from .errors import ControlError
+from .files import checked_file
 
 DATA_URI = "data:image/png;base64,"
 MIN_SIDE = 8
@@ -35,13 +36,15 @@ def read_picture(source: Any) -> Image.Image:
         elif str(source).startswith(DATA_URI):
             image = Image.open(io.BytesIO(base64.b64decode(str(source)[len(DATA_URI) :])))
         else:
-            image = Image.open(Path(source))
+            image = Image.open(checked_file(source, "the picture"))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):  # 16 bits in 32
             image = image.point(lambda value: value / 256).convert("L")
         elif image.mode == "F" and image.getextrema()[1] <= 1:
             image = image.point(lambda value: value * 255)
         rgba = image.convert("RGBA")
+    except ControlError:
+        raise
     except FileNotFoundError:
         raise ControlError(f"there is no picture at {name}") from None
     except IsADirectoryError:

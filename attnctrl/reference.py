@@ -44,6 +44,10 @@ class Reference(Description):
         if mask is not None and not isinstance(mask, Region) and mask.size != self.picture.size:
             sizes = " and ".join(f"{one.width} x {one.height} px" for one in (self.picture, mask))
             raise ValueError(f"picture and mask are {sizes}; give a mask of the picture's size")
+        if mask is not None and not isinstance(mask, Region) and not mask.convert("L").getextrema()[1]:
+            raise ValueError(
+                "the mask is black all over, so that nothing of the picture is read; what is read is white"
+            )
         return self
 
     def foreground(self, grid: tuple[int, ...]) -> list[int] | None:

@@ -125,8 +125,7 @@ def parse_control(text: str) -> Control:
 
 
 def controls_of(value: Any) -> tuple[Control, ...]:
-    """What `control=` may be, as controls: None, a control, its class, a text as in parse_control, a recipe's entry, or
-    several of these.
+    """What `control=` may be, as controls: None, a control, its class, a text as in parse_control, or several of these.
 
     Raises ControlError for anything else.
     """
@@ -156,7 +155,7 @@ def load_file(path: str | Path) -> None:
         sys.modules[name], _loaded[file] = module, None
         try:
             spec.loader.exec_module(module)
-        except Exception as fault:
+        except (Exception, SystemExit) as fault:
             del sys.modules[name], _loaded[file]
             _controls.clear()
             _controls.update(before)
@@ -217,11 +216,6 @@ def _one(value: Any) -> Control:
                 f"{value.__name__} is the base of controls and none itself; known: {', '.join(controls())}"
             )
         return _made(value, {})
-    if isinstance(value, dict):
-        try:
-            return control_of(value)
-        except ValidationError as fault:
-            raise refusal(control_class(value["kind"]), value["kind"], fault) from None
     what = repr(value)[:40] if isinstance(value, (int, float, bytes)) else f"a {type(value).__name__}"
     raise ControlError(
         f"{what} is no control; give a control, its class, a text such as 'nag:prompt=blurry', or a list"
@@ -241,7 +235,7 @@ def _place(cls: type[Control]) -> str:
     return f"{cls.__qualname__} in {file or cls.__module__}"
 
 
-def _told(fault: Exception, file: Path) -> str:
+def _told(fault: BaseException, file: Path) -> str:
     """A fault of the user's file in one line, with the line where it is theirs."""
     frames = traceback.extract_tb(fault.__traceback__)
     line = getattr(fault, "lineno", None) or next((one.lineno for one in frames if one.filename == str(file)), None)

@@ -70,8 +70,7 @@ REFUSED = {
     "a module": (lambda p: draw(p, attnctrl), "a module is no control"),
     "the base": (lambda p: draw(p, Control), "Control is the base of controls"),
     "a class that needs a picture": (lambda p: draw(p, FreeCus), "freecus needs reference"),
-    "an entry of no kind": (lambda p: draw(p, {"strength": 1}), "described by its kind"),
-    "an entry's number": (lambda p: draw(p, {"kind": "aligned", "strength": -1}), "strength"),
+    "a recipe's entry": (lambda p: draw(p, {"kind": "aligned"}), "a dict is no control"),
     "one twice": (lambda p: draw(p, ["aligned", "aligned"]), "aligned and aligned both set"),
     "a name for a pipeline": (lambda p: enter("tiny-sd3", "aligned"), "'tiny-sd3' is no pipeline"),
     "the wrong way round": (lambda p: enter("aligned", p), "'aligned' is no pipeline"),
@@ -150,7 +149,7 @@ def enter_within(pipe):
     return True
 
 
-PLAIN = "aligned", "aligned:strength=1", AlignedStyle, {"kind": "aligned"}, [AlignedStyle], ("aligned",)
+PLAIN = "aligned", "aligned:strength=1", AlignedStyle, [AlignedStyle], ("aligned",)
 """All the same as AlignedStyle()."""
 PICTURES = {
     "NumPy, RGB": RGB,

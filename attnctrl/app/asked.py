@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ..descriptions import Description
 from ..errors import ControlError
-from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS
+from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS, texts
 from ..pipelines.checks import check_memory, check_where
 from ..pipelines.facts import facts_of, known_model
 from ..where import Where
@@ -57,6 +57,7 @@ def asked(
     prompts: Path | None = None,
     seeds: str | None = None,
     blocks: str = "all",
+    words: Mapping[str, str | None] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     offload: str = "none",
@@ -66,10 +67,14 @@ def asked(
     sides = size_of(size)
     wanted = kind(**numbers, **sides)
     known_model(model)
+    for name, text in (words or {}).items():
+        if text is not None:
+            texts(name, text)
     loadable(device, dtype, offload)
     where = Where(blocks=blocks)
     if facts := facts_of(model):
         check_where("--blocks", where, facts)
+        facts.check_guidance(wanted.true_cfg_scale)
         facts.check_size(wanted.height, wanted.width)
         check_memory(facts, wanted.batch_size, wanted.height, wanted.width)
     lines = lines_of(prompts) if prompts else ()
@@ -84,8 +89,8 @@ def asked(
 
 def loadable(device: str | None, dtype: str | None, offload: str) -> None:
     """Raise ControlError for --device, --dtype and --offload that are none."""
-    kind = (device or "cpu").split(":")[0]
-    if kind not in DEVICES:
+    kind, _, number = ("cpu" if device is None else device).partition(":")
+    if kind not in DEVICES or (number and not number.isdecimal()):
         raise ControlError(f"there is no device {str(device)!r} here; cpu always works")
     if dtype is not None and dtype not in DTYPES:
         raise ControlError(f"--dtype {dtype} is unknown; choose {', '.join(DTYPES)}")

@@ -160,7 +160,7 @@ def generate(
     from .options import references_of, size_of, style_of
 
     given = controls_of(control)
-    style = style or (PLAIN if control else "aligned")
+    style = (PLAIN if control else "aligned") if style is None else style
     controls = (*style_of(style, strength, blocks, at_steps, references_of(reference, caption, mask)), *given)
     if any(one.leads for one in controls) and len(prompts) < 2:
         raise ControlError(

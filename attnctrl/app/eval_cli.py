@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..embedded import MODELS
+from ..errors import ControlError
 from ..pipelines.facts import facts_of
 from ..pipelines.folders import run_folder
 from ..pipelines.presets import preset_before
@@ -73,6 +74,7 @@ def style(
     asked(
         model, size, device=device, dtype=dtype, offload=offload, num_inference_steps=steps, batch_size=batch_size,
         threads=threads, guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale, seed=seed,
+        words={"--negative-prompt": negative_prompt},
     )  # fmt: skip
     from ..evals.runs.arms import arms
     from ..evals.runs.sets import read_sets, spread
@@ -81,7 +83,7 @@ def style(
     if facts := facts_of(model):
         for arm in found:
             arm.check_model(facts.sites, steps or facts.steps)
-    name = sets or ("embedded" if model in MODELS else "published")
+    name = ("embedded" if model in MODELS else "published") if sets is None else sets
     chosen = spread(read_sets(name), first)
     values: dict[str, Any] = {
         "kind": "style", "model": model, "sets": name, "arms": found, "baseline": baseline or found[0].name,
@@ -118,10 +120,13 @@ def heads(
     asked(
         model, size, objectives=objective, prompts=prompts, device=device, dtype=dtype, offload=offload,
         num_inference_steps=steps, threads=threads, guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale,
-        seed=seed, repeats=repeats, random_sets=random_sets, strength=strength, u=u,
+        words={"--negative-prompt": negative_prompt}, seed=seed, repeats=repeats, random_sets=random_sets,
+        strength=strength, u=u,
     )  # fmt: skip
     for one in heads:
         preset_before(one, model, strength, u)
+        if heads.count(one) > 1:
+            raise ControlError(f"the heads {one} are given twice")
     with run_folder(out), keeping("nothing was written"):
         from ..evals.runs.heads import head_arms, prompt_sets
 

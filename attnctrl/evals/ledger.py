@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from ..errors import ControlError
 from ..pipelines.folders import CONFIG as CONFIG
-from ..pipelines.folders import refuse_foreign
+from ..pipelines.folders import begun_with, refuse_foreign
 
 
 def processes() -> PartialState:
@@ -107,10 +107,7 @@ class Ledger:
 
 
 def _refuse_another(own: Path, text: str) -> None:
-    try:
-        begun = json.loads(own.read_bytes())
-    except ValueError:
-        raise ControlError(f"{own} is damaged; give a new --out, or put the file back") from None
+    begun = begun_with(own.parent)
     if begun != json.loads(text):
         named = ", ".join(_differing(begun, json.loads(text)))
         raise ControlError(f"{own.parent} was begun with another {named}; give a new --out, or the same settings")
@@ -126,7 +123,7 @@ def write_file(path: Path, body: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         return draft.replace(path)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
 

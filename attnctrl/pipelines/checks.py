@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from ..conflicts import refuse_conflicts
 from ..embedded import MODELS, model_folder
 from ..errors import ControlError
 from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS, number, texts, whole
@@ -34,6 +35,7 @@ def check_before(recipe: Recipe) -> None:
     facts = facts_of(recipe.model)
     check_fits(recipe, facts)
     if facts is not None:
+        facts.check_guidance(recipe.true_cfg_scale)
         check_memory(facts, min(recipe.batch_size, len(recipe.prompts)), recipe.height, recipe.width)
 
 
@@ -46,6 +48,7 @@ def check_fits(recipe: Recipe, facts: Facts | None) -> None:
         if facts is not None:
             check_where(control.kind, control.where, facts)
     if facts is not None:
+        refuse_conflicts(recipe.control, [one.where.select(facts.sites) for one in recipe.control], facts.sites)
         facts.check_size(recipe.height, recipe.width)
 
 

@@ -7,15 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..embedded import MODELS, model_folder
 from ..errors import ControlError
 from ..layout import Site
 from ..processors.sites import configured_sites
-
-if TYPE_CHECKING:
-    from .mixin import ControlledPipeline
 
 INDEX = "model_index.json"
 LARGER = 16
@@ -31,6 +28,7 @@ class Facts:
     """What is known of a model. `unit`: pixels of a token's side; `side`: its own size; `most`: the largest side."""
 
     model: str
+    architecture: str
     unit: int
     side: int
     most: int
@@ -53,6 +51,11 @@ class Facts:
                     f"{name} {value} is no multiple of {self.unit} px, this model's token; {near} is the nearest"
                 )
 
+    def check_guidance(self, true_cfg_scale: float | None) -> None:
+        """Raise ControlError for FLUX's second guidance where there is but one."""
+        if self.architecture == "sd3" and true_cfg_scale is not None:
+            raise ControlError(f"{self.model} has no true_cfg_scale; its classifier-free guidance is guidance_scale")
+
     def memory(self, pictures: int, height: int | None, width: int | None) -> int:
         """About how many bytes a batch takes beside the weights, in float32."""
         pixels = (height or self.side) * (width or self.side)
@@ -64,16 +67,24 @@ class Facts:
 def known_model(model: str) -> None:
     """Raise ControlError for a name that is no embedded model, no folder and no hub id."""
     try:
-        there = Path(model).is_dir()
+        there = bool(model) and Path(model).is_dir()
     except (OSError, ValueError):
         there = False
-    if there and not (Path(model) / INDEX).is_file():
+    if there and not _indexed(Path(model)):
         raise ControlError(f"{model} is no diffusers model: {INDEX} is missing or unreadable there")
     if model not in MODELS and not there and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         raise ControlError(
             f"there is no model {model[:80]!r}; give {' or '.join(MODELS)}, a diffusers folder, "
             "or a hub id such as black-forest-labs/FLUX.1-dev"
         )
+
+
+def _indexed(folder: Path) -> bool:
+    """Whether a folder's index names a pipeline."""
+    try:
+        return "_class_name" in json.loads((folder / INDEX).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def facts_of(model: str) -> Facts | None:
@@ -89,7 +100,7 @@ def facts_of(model: str) -> Facts | None:
         return None
 
 
-def facts_in(pipe: ControlledPipeline) -> Facts | None:
+def facts_in(pipe: Any) -> Facts | None:
     """The same of a pipeline that is loaded."""
     name = pipe.stock.__name__
     try:
@@ -98,7 +109,7 @@ def facts_in(pipe: ControlledPipeline) -> Facts | None:
         return None
 
 
-def model_of(pipe: ControlledPipeline) -> str:
+def model_of(pipe: Any) -> str:
     """The name of the embedded model that a pipeline is, or where it came from."""
     home = str(getattr(pipe, "name_or_path", ""))
     return next((name for name in MODELS if home == str(model_folder(name))), home)
@@ -116,4 +127,15 @@ def _facts(
     wide = int(transformer["num_attention_heads"]) * int(transformer["attention_head_dim"])
     guided = float(own.get("true_cfg_scale" if rotary else "guidance_scale", 1 if rotary else 7)) > 1
     sites, steps = configured_sites(transformer, rotary), own.get("num_inference_steps")
-    return Facts(model, unit, side, most, wide, int(vae["block_out_channels"][0]), steps, guided, sites)
+    return Facts(
+        model,
+        "flux" if rotary else "sd3",
+        unit,
+        side,
+        most,
+        wide,
+        int(vae["block_out_channels"][0]),
+        steps,
+        guided,
+        sites,
+    )

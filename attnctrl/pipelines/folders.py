@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -62,6 +63,14 @@ def refuse_foreign(folder: Path) -> None:
         raise ControlError(f"{folder} holds other files; give a new folder, or one that this command began")
 
 
+def begun_with(folder: Path) -> Any:
+    """The configuration that a run's folder was begun with, as JSON; ControlError for one that is damaged."""
+    try:
+        return json.loads((folder / CONFIG).read_bytes())
+    except ValueError:
+        raise ControlError(f"{folder / CONFIG} is damaged; give a new --out, or put the file back") from None
+
+
 @contextmanager
 def run_folder(folder: Path) -> Iterator[Path]:
     """Hold a new folder for a run, or take the one that it began, which stays as it is. ControlError for another's."""
@@ -69,6 +78,8 @@ def run_folder(folder: Path) -> Iterator[Path]:
     try:
         refuse_foreign(folder)
         begun = (folder / CONFIG).exists()
+        if begun:
+            begun_with(folder)
     except OSError as fault:
         raise _unwritable(folder, fault.strerror) from None
     if begun and not os.access(folder, os.W_OK | os.X_OK):
@@ -119,7 +130,7 @@ def _unwritable(place: Path, why: str | None) -> ControlError:
 
 def refuse_name(place: Path) -> None:
     """Raise ControlError for a name that no folder can have."""
-    if not place.name or place.name == "..":
+    if not place.name.strip() or place.name == "..":
         raise ControlError("--out names no folder; give the name of a new one")
     try:
         long = max(len(part.encode()) for part in place.parts) > LETTERS
@@ -127,6 +138,8 @@ def refuse_name(place: Path) -> None:
         raise ControlError("--out holds letters that are no text; name the folder in UTF-8") from None
     if "\0" in str(place):
         raise ControlError("--out holds a zero byte; give another name")
+    if any(ord(letter) < 32 for letter in str(place)):
+        raise ControlError("--out holds an end of line, a tab or the like; give another name")
     if long:
         raise ControlError(f"--out has a name of over {LETTERS} letters; give a shorter one")
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from ..descriptions import Description, explain
 from ..embedded import MODELS
 from ..errors import ControlError
+from ..files import checked_file
 from ..processors import SoftPAG
 from ..where import Where, listed_heads
 from .checks import check_where
@@ -117,7 +118,7 @@ def read_preset(name: str | Path) -> HeadPreset:
         if not path.exists():
             raise ControlError(f"there is no preset {str(name)!r}; shipped are {', '.join(shipped())}")
     try:
-        return HeadPreset.model_validate_json(path.read_text())
+        return HeadPreset.model_validate_json(checked_file(path, "the preset").read_text(encoding="utf-8"))
     except ValidationError as fault:
         raise ControlError(f"{path}: {explain(fault)}") from None
     except (OSError, UnicodeDecodeError) as fault:
@@ -150,10 +151,16 @@ def preset_before(text: str, model: str, strength: float | None = None, u: float
             f"the preset {text!r} is for {preset.model}, and the model is {model}; choose another --model"
         )
     facts = facts_of(model)
-    if facts is not None and preset is own:
+    if facts is not None and preset is not own:
+        preset.fits(
+            {
+                "architecture": facts.architecture,
+                "blocks": facts.sites[-1].index + 1,
+                "heads_a_block": facts.sites[0].heads,
+            }
+        )
+    if facts is not None:
         check_where("--heads", control.where, facts)
-    elif facts is not None:
-        preset.fits({"blocks": facts.sites[-1].index + 1, "heads_a_block": facts.sites[0].heads})
 
 
 def preset_of(text: str, model: str, pipe: Any, strength: float | None = None, u: float | None = None) -> HeadPreset:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, Va
 from ..control import Control
 from ..descriptions import Description, explain
 from ..errors import ControlError
+from ..files import checked_file
 from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS, shown
 from ..registry import control_of, controls_of
 
@@ -98,7 +99,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """A recipe from its JSON file or from a PNG that was made here; ControlError says what is wrong with it."""
     if not isinstance(path, (str, Path)):
         raise ControlError(f"a recipe is read from a file, not {shown(path)}; give its path")
-    path = Path(path)
+    path = checked_file(path, "the recipe")
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path) as image:
