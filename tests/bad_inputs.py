@@ -165,7 +165,6 @@ BAD = [
 --reference {pipe} | a pipe or a device
 --reference {picture} --blocks 99 | out of range
 --reference http://x/y.png | no picture
---out a~b/{text} | out
 --load {leaves} | SystemExit: 3
 --load {folder} | no such file
 --load {no_class} | no control that can be planned
