@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from .arrays import is_array
 from .descriptions import Description, numbers_in
 from .effect import Effect
 from .layout import Arguments, Layout, Rotary, Site, Step, on
@@ -152,10 +153,17 @@ class Control(Description, ABC):
     @field_validator("where", mode="before")
     @classmethod
     def _complete(cls, value: Any) -> Any:
-        """What `where` leaves open is as the method has it: Where(steps=...) keeps its blocks."""
+        """What `where` leaves open is as the method has it: Where(steps=...) keeps its blocks; a text names blocks."""
         given = value.model_dump(exclude_unset=True) if isinstance(value, Where) else value
+        given = {"blocks": given} if isinstance(given, str) else given
         usual = cls.model_fields["where"].default.model_dump()
         return {**usual, **given} if isinstance(given, dict) else value
+
+    @field_validator("reference", mode="before", check_fields=False)
+    @classmethod
+    def _one_picture(cls, value: Any) -> Any:
+        """An array is one picture; its rows, or its channels, are none."""
+        return {"picture": value} if is_array(value) else value
 
     @field_validator("*", mode="after")
     @classmethod

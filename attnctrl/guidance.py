@@ -209,13 +209,13 @@ class Guidance:
         for one in self.passes:
             if one.position in self.seen and self.seen[one.position].item() < NOTHING:
                 text = f"{one.guide.kind} has no effect: the perturbed pass predicts the same; choose other heads"
-                warnings.warn(text, NoEffectWarning, stacklevel=5)
+                warnings.warn(text, NoEffectWarning, stacklevel=4)
         if self.replaced is False:
             text = f"{self.combiners[0].kind} has no effect: no unconditional prediction came; give a negative_prompt "
-            warnings.warn(f"{text}and a true_cfg_scale over 1", NoEffectWarning, stacklevel=5)
+            warnings.warn(f"{text}and a true_cfg_scale over 1", NoEffectWarning, stacklevel=4)
         if self.growth is not None and (grown := self.growth.item()) > TOO_MUCH:
             text = f"guidance lets the prediction grow {grown:.1f} times; pictures may burn: lower strength or u"
-            warnings.warn(text, OverGuidanceWarning, stacklevel=5)
+            warnings.warn(text, OverGuidanceWarning, stacklevel=4)
 
 
 def both_halves(combiner: Combiner, call: Call, rows: Tensor, latents: Tensor, scale: float) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 from PIL import Image, ImageOps
 from pydantic import BeforeValidator, PlainSerializer
 
+from .arrays import is_array, picture_of
 from .errors import ControlError
+from .files import checked_file
 
 DATA_URI = "data:image/png;base64,"
 MIN_SIDE = 8
@@ -18,12 +20,15 @@ MAX_ASPECT = 8
 
 
 def read_picture(source: Any) -> Image.Image:
-    """An upright RGB picture from a path, a PIL image or a PNG data URI; transparency is laid on white.
+    """An upright RGB picture from a path, a PIL image, an array (`picture_of`) or a PNG data URI; transparency is laid
+    on white.
 
     Raises ControlError for a file that is missing or no picture, and for one under 8 px or narrower than 1:8.
     """
+    if is_array(source):
+        source = picture_of(source)
     if not isinstance(source, (str, Path, Image.Image)):
-        raise ControlError(f"a {type(source).__name__} is no picture; give a path or a PIL image")
+        raise ControlError(f"a {type(source).__name__} is no picture; give a path, a PIL image or an array")
     name = "the picture" if isinstance(source, Image.Image) or str(source).startswith(DATA_URI) else str(source)
     try:
         if isinstance(source, Image.Image):
@@ -31,11 +36,16 @@ def read_picture(source: Any) -> Image.Image:
         elif str(source).startswith(DATA_URI):
             image = Image.open(io.BytesIO(base64.b64decode(str(source)[len(DATA_URI) :])))
         else:
-            image = Image.open(Path(source))
+            image = Image.open(checked_file(source, "the picture"))
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
+        lightest: Any = image.getextrema()[-1] if image.mode in ("I", "F") else 0
+        if image.mode.startswith("I;16") or (image.mode == "I" and lightest > 255):  # 16 bits in 32
             image = image.point(lambda value: value / 256).convert("L")
+        elif image.mode == "F" and lightest <= 1:
+            image = image.point(lambda value: value * 255)
         rgba = image.convert("RGBA")
+    except ControlError:
+        raise
     except FileNotFoundError:
         raise ControlError(f"there is no picture at {name}") from None
     except IsADirectoryError:

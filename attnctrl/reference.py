@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from PIL import Image
 from pydantic import Field, model_validator
 
+from .arrays import is_array
 from .descriptions import Description
 from .pictures import Picture
 from .region import Region
@@ -29,12 +32,22 @@ class Reference(Description):
         "step", description="the scheduler's level, or the one under the reversed schedule shift: more detail"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_picture(cls, value: Any) -> Any:
+        """A picture alone is a reference with no caption."""
+        return {"picture": value} if isinstance(value, (str, Path, Image.Image)) or is_array(value) else value
+
     @model_validator(mode="after")
     def _mask_fits(self) -> Reference:
         mask = self.mask
         if mask is not None and not isinstance(mask, Region) and mask.size != self.picture.size:
             sizes = " and ".join(f"{one.width} x {one.height} px" for one in (self.picture, mask))
             raise ValueError(f"picture and mask are {sizes}; give a mask of the picture's size")
+        if mask is not None and not isinstance(mask, Region) and not mask.convert("L").getextrema()[1]:
+            raise ValueError(
+                "the mask is black all over, so that nothing of the picture is read; what is read is white"
+            )
         return self
 
     def foreground(self, grid: tuple[int, ...]) -> list[int] | None:

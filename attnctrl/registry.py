@@ -155,7 +155,7 @@ def load_file(path: str | Path) -> None:
         sys.modules[name], _loaded[file] = module, None
         try:
             spec.loader.exec_module(module)
-        except Exception as fault:
+        except (Exception, SystemExit) as fault:
             del sys.modules[name], _loaded[file]
             _controls.clear()
             _controls.update(before)
@@ -211,9 +211,14 @@ def _one(value: Any) -> Control:
     if isinstance(value, str):
         return parse_control(value)
     if isinstance(value, type) and issubclass(value, Control):
+        if inspect.isabstract(value):
+            raise ControlError(
+                f"{value.__name__} is the base of controls and none itself; known: {', '.join(controls())}"
+            )
         return _made(value, {})
+    what = repr(value)[:40] if isinstance(value, (int, float, bytes)) else f"a {type(value).__name__}"
     raise ControlError(
-        f"{str(value)[:80]!r} is no control; give a control, its class, a text such as 'nag:prompt=blurry', or a list"
+        f"{what} is no control; give a control, its class, a text such as 'nag:prompt=blurry', or a list"
     )
 
 
@@ -230,7 +235,7 @@ def _place(cls: type[Control]) -> str:
     return f"{cls.__qualname__} in {file or cls.__module__}"
 
 
-def _told(fault: Exception, file: Path) -> str:
+def _told(fault: BaseException, file: Path) -> str:
     """A fault of the user's file in one line, with the line where it is theirs."""
     frames = traceback.extract_tb(fault.__traceback__)
     line = getattr(fault, "lineno", None) or next((one.lineno for one in frames if one.filename == str(file)), None)

@@ -108,18 +108,18 @@ class Session:
         if self._replaced:
             text = f"attention processors were replaced while controls were attached ({self._replaced[0]} ..): the "
             warnings.warn(
-                f"{text}model has its own from before again; set others outside", NoEffectWarning, stacklevel=4
+                f"{text}model has its own from before again; set others outside", NoEffectWarning, stacklevel=3
             )
         for kind in self._untaken:
             text = f"what {kind} recorded was not taken and is lost: use attnctrl.observe or session.recorded(control)"
-            warnings.warn(text, NoEffectWarning, stacklevel=4)
+            warnings.warn(text, NoEffectWarning, stacklevel=3)
         for station in self.stations:
             if station.guidance:
                 station.guidance.warn()
         for control, acted in zip(self.controls, self.acted, strict=True):
             if self.calls and not acted and not control.off:
                 text = f"{control.kind} never acted: none of the steps {control.where.steps!r} came up"
-                warnings.warn(text, NoEffectWarning, stacklevel=4)
+                warnings.warn(text, NoEffectWarning, stacklevel=3)
 
     def __repr__(self) -> str:
         lines = [f"Session on {type(self.host.pipe).__name__} ({self.host.edge.name})"]

@@ -11,12 +11,11 @@ from torch import nn
 
 from .blocks import Blocks
 from .board import Board
+from .conflicts import refuse_conflicts
 from .control import Control
 from .edge import Edge
-from .errors import ConflictError
 from .guidance import Guidance, Pass
 from .guide import Combiner, Guide
-from .layout import Site
 from .view import view_hooks
 
 Before = Callable[["Station", tuple[Any, ...], dict[str, Any]], Any]
@@ -30,7 +29,7 @@ class Station:
         self.transformer, self.edge, self.controls = transformer, edge, tuple(controls)
         self.sites = tuple(replace(site, model=name) for site in edge.sites(transformer))
         self.selected = [control.where.select(self.sites) for control in controls]
-        _refuse_conflicts(self.controls, self.selected, self.sites)
+        refuse_conflicts(self.controls, self.selected, self.sites)
         self.board = Board()
         self.guidance = self._guides()
         self._stock: dict[int, Any] = {}
@@ -101,26 +100,9 @@ class Station:
 
     def refuse_meeting(self, steps: Any) -> None:
         """Raise ConflictError where two controls claim the same thing at one of the run's steps."""
-        _refuse_conflicts(
+        refuse_conflicts(
             self.controls,
             self.selected,
             self.sites,
             lambda a, b: any(a.where.acts_at(step) and b.where.acts_at(step) for step in steps),
         )
-
-
-def _refuse_conflicts(
-    controls: Sequence[Control],
-    selected: Sequence[dict[int, Any]],
-    sites: Sequence[Site],
-    meet: Callable[[Control, Control], bool] = lambda a, b: a.where.may_meet(b.where),
-) -> None:
-    for j, second in enumerate(controls):
-        for i, first in enumerate(controls[:j]):
-            both = first.claimed & second.claimed if not (first.off or second.off) else frozenset()
-            blocks = sorted(selected[i].keys() & selected[j].keys())
-            if both and blocks and meet(first, second):
-                raise ConflictError(
-                    f"{first.kind} and {second.kind} both set {' and '.join(sorted(both))} in {len(blocks)} blocks "
-                    f"({sites[blocks[0]].label} ..): give them different blocks or steps, or switch it off in one"
-                )

@@ -142,6 +142,32 @@ BAD = [
 --mask {picture} | says something of a reference
 --bogus | No such option
 --size | requires an argument
+--size ٦٤ | WIDTHxHEIGHT
+--blocks 99 | this model has blocks 0-5
+--blocks fist | no stream 'fist'
+--blocks late,99 | out of range
+--control aligned:blocks=99 | out of range
+--control softpag:heads=L1H99 | block 1 has heads 0-3
+--control softpag:heads=L99H1 | names block 99
+--control softpag:heads=L1H1,blocks=0 | selects no block or head
+--control aligned --control aligned | aligned and aligned both set
+--heads L1H99 | block 1 has heads 0-3
+--heads {tall} | blocks 99
+--heads {other_kind} | architecture flux
+--heads {array} | object
+--heads {half} | JSON
+--heads {text}.json | cannot read the preset
+--model {no_index} | is no diffusers model
+--model {bad_index} | is no diffusers model
+--device cuda:x | no device
+--true-cfg-scale 5 | its classifier-free guidance is guidance_scale
+--reference {picture} --mask {black} | black all over
+--reference {pipe} | a pipe or a device
+--reference {picture} --blocks 99 | out of range
+--reference http://x/y.png | no picture
+--load {leaves} | SystemExit: 3
+--load {folder} | no such file
+--load {no_class} | no control that can be planned
 --load no.py | there is no such file
 --load {text} | Python file
 --load {broken} | line 1
@@ -163,10 +189,53 @@ BAD = [
     ([*TWO, "--out", "y" * 300 + "/set"], "over 200 letters"),
     ([*TWO, "--out", "/proc/attnctrl/set"], "cannot be written"),
     ([*TWO, "--out", "/dev/null/set"], "out"),
-    ([*TWO, "--out", "{text}"], "exists already"),
+    ([*TWO, "--out", "{text}"], "is a file; name a new folder"),
     ([*TWO, "--out", "{text}/set"], "out"),
     ([*TWO, "--out", "{used}"], "exists already"),
     ([*TWO, "--out", "a\udcff"], "no text"),
+    ([*TWO, "--out", " "], "names no folder"),
+    ([*TWO, "--out", "a\nb"], "end of line"),
+    ([*TWO, "--out", "{pipe}"], "is a file"),
+    ([*TWO, "--style", ""], "choose aligned"),
+    ([*TWO, "--device", ""], "no device"),
+    ([*TWO, "--model", ""], "there is no model"),
+    ([*TWO, "--blocks", ""], "cannot read"),
+    ([*TWO, "--heads", ""], "there is no preset"),
+    ([*TWO, "--reference", ""], "is a folder"),
+    (["generate", *["a fox"] * 10_001], "10000"),
+    (["run", ""], "cannot read the recipe"),
+    (["run", "{pipe}"], "a pipe or a device"),
+    (["run", "/dev/zero"], "a pipe or a device"),
+    (["run", "{deep}"], "recursion"),
+    ([*STYLE, "--sets", ""], "sets"),
+    ([*STYLE, "--sets", "{pipe}"], "a pipe or a device"),
+    ([*STYLE, "--negative-prompt", "\udcff"], "no UTF-8"),
+    ([*STYLE, "--out", "{damaged}"], "is damaged"),
+    ([*STYLE, "--out", "{used}"], "holds other files"),
+    ([*ATLAS, "--prompt", "a \udcff"], "no UTF-8"),
+    ([*SEARCH, "--prompts", "{pipe}"], "a pipe or a device"),
+    ([*SEARCH, "--out", "{damaged}"], "is damaged"),
+    (["heads", "check", "L1H99", *CHECK[3:]], "block 1 has heads 0-3"),
+    (["heads", "check", "{tall}", *CHECK[3:]], "blocks 99"),
+    (["eval", "heads", "L1H0", "L1H0", *HEADS[3:]], "given twice"),
+    (["eval", "heads", "L1H99", *HEADS[3:]], "block 1 has heads 0-3"),
+    (["eval", "report", "no"], "holds no run"),
+    (["eval", "report", "{damaged}"], "damaged"),
+    (["eval", "report", "{text}"], "holds no run"),
+    (["eval", "report", "no", "--rows", "0"], "--rows"),
+    (["eval", "report"], "Missing argument"),
+    (["eval", "diff", "no"], "Missing argument"),
+    (["eval", "diff", "no", "no"], "holds no run"),
+    (["eval", "metrics", "x"], "unexpected"),
+    (["embedded", "train"], "Missing argument"),
+    (["embedded", "train", "tiny-sd3", "--recipe", "no.json"], "--recipe"),
+    (["embedded", "export", "tiny-sd3", "--run", "{folder}"], "holds no training run"),
+    (["methods", ""], "there is no control"),
+    (["info", "--model", ""], "there is no model"),
+    (["app", "--no-browser", "--limits", "{pipe}"], "a pipe or a device"),
+    (["app", "--no-browser", "--host", ""], "is not found"),
+    (["app", "--no-browser", "--host", "a b"], "is not found"),
+    ([""], "No such command"),
     *table(["run"], """
 no.json | cannot read the recipe
 {folder} | cannot read the recipe
@@ -214,7 +283,7 @@ no.json | cannot read the recipe
     }.items()],
     *table(["info"], "--model nosuch | there is no model\n--model a/b/c | there is no model\nx | unexpected"),
     *table(["methods"], "nagg | did you mean nag\n--all | No such option\n_ | there is no control"),
-    *table(["demo"], "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | exists already"),
+    *table(["demo"], "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | is a file; name a new folder"),
     *table(APP, """
 --port 99999 | 1 to 65535
 --port -1 | 1 to 65535
@@ -246,6 +315,8 @@ no.json | cannot read the recipe
 --steps 1000000 | num_inference_steps
 --seed -1 | seed
 --at-steps 40 | steps 0-23
+--blocks 99 | out of range
+--heads L99H0 | names block 99
 --at-steps x | cannot read
 --blocks 3-1 | runs backwards
 --heads L1 | cannot read
@@ -271,6 +342,11 @@ no.json | cannot read the recipe
 --seeds 4-2 | runs backwards
 --seeds x | write 0-4
 --rounds 0 | rounds
+--seeds 1,1 | given twice
+--seeds -1 | write 0-4
+--blocks 99 | out of range
+--strength 0 | strength
+--u 0 | u
 --top-k -1 | top_k
 --blocks 0-5/0 | blocks
 --u 2 | u
@@ -292,10 +368,11 @@ no.json | cannot read the recipe
 """),
     *table(CHECK, """
 --random-sets -1 | random_sets
+--out x.txt | NAME.json
 --seeds 0-99999999999 | at most 100000 seeds
 --u 7 | u
 --strength -1 | strength
---out {folder} | is a folder
+--out {folder} | NAME.json
 --out /proc/x/y.json | cannot be written
 """),
     (["heads", "check", "nosuch", *CHECK[3:]], "there is no preset"),
@@ -304,6 +381,9 @@ no.json | cannot read the recipe
     *table(HEADS, "--repeats 0 | repeats\n--random-sets -2 | random_sets\n--u 3 | u\n--guidance-scale inf | guidance"),
     *table(STYLE, """
 --methods nosuch | no
+--methods aligned:blocks=99 | out of range
+--methods aligned:steps=90 | steps 0-23
+--true-cfg-scale 3 | its classifier-free guidance is guidance_scale
 --sweep strength | sweep
 --sets no.jsonl | sets
 --first 0 | choose 1 to

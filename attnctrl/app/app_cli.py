@@ -14,6 +14,7 @@ import typer
 
 from ..embedded import MODELS
 from ..errors import ControlError
+from ..files import checked_file
 from ..pipelines.facts import known_model
 from .asked import loadable
 from .console import console
@@ -84,7 +85,7 @@ def _limits(path: Path) -> Limits:
     from .web.limits import Limits
 
     try:
-        return Limits.model_validate_json(path.read_bytes())
+        return Limits.model_validate_json(checked_file(path, "the limits").read_bytes())
     except OSError as fault:
         raise ControlError(f"cannot read the limits {path}: {fault.strerror}") from None
 

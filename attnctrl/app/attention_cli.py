@@ -46,7 +46,8 @@ def attention(
     offload: Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")] = "none",
 ) -> None:
     """Show which image tokens attend to which words, by block and step, and measure every head."""
-    from ..pipelines.facts import check_before, steps_come, steps_of, warn_of_doubts
+    from ..pipelines.checks import check_before, check_where, steps_come, steps_of, warn_of_doubts
+    from ..pipelines.facts import facts_of
     from ..pipelines.recipe import Recipe
     from ..where import Where
 
@@ -56,11 +57,14 @@ def attention(
     loadable(device, dtype, offload)
     recipe = Recipe(model=model, prompts=(prompt,), num_inference_steps=steps, seed=seed, **size_of(size))
     check_before(recipe)
-    steps_come("attention", where, steps_of(recipe))
+    facts = facts_of(model)
+    steps_come("attention", where, steps_of(recipe, facts))
+    if facts is not None:
+        check_where("attention", where, facts)
     for one in word or ():
         said(prompt, one)
     with reserved(out), keeping("nothing was written"):
-        warn_of_doubts(recipe)
+        warn_of_doubts(model, recipe.prompts)
         _observe(prompt, out, word, where, model, steps, seed, size, map_size, device, dtype, offload)
 
 

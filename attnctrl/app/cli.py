@@ -161,13 +161,13 @@ def generate(
     out: Out = None,
 ) -> None:
     """Make a set of pictures that share one style, or one subject, or are under any other control."""
-    from ..pipelines.facts import check_before, warn_of_doubts
+    from ..pipelines.checks import check_before, warn_of_doubts
     from ..pipelines.recipe import Recipe
     from ..registry import controls_of
     from .options import references_of, size_of, style_of
 
     given = controls_of(control)
-    style = style or (PLAIN if control else "aligned")
+    style = (PLAIN if control else "aligned") if style is None else style
     controls = (*style_of(style, strength, blocks, at_steps, references_of(reference, caption, mask)), *given)
     if any(one.leads for one in controls) and len(prompts) < 2:
         raise ControlError(
@@ -189,7 +189,7 @@ def generate(
     loadable(device, dtype, offload)
     check_before(recipe)
     with _folder(out, "set") as folder:
-        warn_of_doubts(recipe)
+        warn_of_doubts(model, recipe.prompts)
         pipe = load_model(model, device, dtype, offload)
         if heads is not None:
             from ..pipelines.presets import preset_of
@@ -208,7 +208,7 @@ def run(
     out: Out = None,
 ) -> None:
     """Replay a recipe; says whether the pictures came out the same, pixel for pixel."""
-    from ..pipelines.facts import check_before, warn_of_doubts
+    from ..pipelines.checks import check_before, warn_of_doubts
     from ..pipelines.recipe import EditRecipe, read_recipe
 
     earlier = read_recipe(recipe)
@@ -222,7 +222,7 @@ def run(
             import torch
 
             torch.set_num_threads(before.threads)
-        warn_of_doubts(earlier)
+        warn_of_doubts(earlier.model, earlier.said)
         pipe = load_model(earlier.model, device, dtype, offload)
         result: EditSet | PictureSet
         result = make_edits(pipe, earlier, folder) if isinstance(earlier, EditRecipe) else _make(pipe, earlier, folder)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import ControlError
+from ..files import checked_file
 
 console = Console(emoji=False)
 SEEDS = 100_000
@@ -46,7 +47,7 @@ def duration(seconds: float) -> str:
 def lines_of(path: Path) -> tuple[str, ...]:
     """The prompts of a file, one a line; ControlError for none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in checked_file(path, "the prompts").read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as fault:
         reason = getattr(fault, "strerror", None) or "it is no text file"
         raise ControlError(f"cannot read the prompts {path}: {reason}") from None
@@ -70,6 +71,8 @@ def numbers_of(text: str) -> tuple[int, ...]:
         raise
     except ValueError:
         raise ControlError(f"--seeds {text[:60]}: write 0-4 or 0,3,7") from None
+    if len(set(numbers)) < len(numbers):
+        raise ControlError(f"--seeds {text[:60]}: a seed is given twice")
     if not numbers:
         raise ControlError(f"--seeds {text}: the range runs backwards; write 0-4 or 0,3,7")
     return tuple(numbers)

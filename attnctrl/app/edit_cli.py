@@ -62,7 +62,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="A new folder for the result.")] = None,
 ) -> None:
     """Draw a picture and edit it: another prompt within a region, and the rest as it was."""
-    from ..pipelines.facts import check_before, warn_of_doubts
+    from ..pipelines.checks import check_before, warn_of_doubts
     from ..pipelines.folders import free_folder, reserved
     from ..pipelines.recipe import Change, EditRecipe
     from ..registry import controls_of
@@ -83,7 +83,7 @@ def edit(
     check_before(recipe)
     place = free_folder("edit") if out is None else out
     with reserved(place) as folder, keeping("no picture was written"):
-        warn_of_doubts(recipe)
+        warn_of_doubts(recipe.model, recipe.said)
         make_edits(load_model(model, device, dtype, offload), recipe, folder, compare)
 
 

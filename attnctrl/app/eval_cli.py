@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..embedded import MODELS
-from ..pipelines.folders import reserved
+from ..errors import ControlError
+from ..pipelines.facts import facts_of
+from ..pipelines.folders import run_folder
 from ..pipelines.presets import preset_before
 from .asked import asked
 from .console import Bar, console, lines_of
@@ -72,12 +74,16 @@ def style(
     asked(
         model, size, device=device, dtype=dtype, offload=offload, num_inference_steps=steps, batch_size=batch_size,
         threads=threads, guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale, seed=seed,
+        words={"--negative-prompt": negative_prompt},
     )  # fmt: skip
     from ..evals.runs.arms import arms
     from ..evals.runs.sets import read_sets, spread
 
     found = arms(methods or ["published"], sweep or ())
-    name = sets or ("embedded" if model in MODELS else "published")
+    if facts := facts_of(model):
+        for arm in found:
+            arm.check_model(facts.sites, steps or facts.steps)
+    name = ("embedded" if model in MODELS else "published") if sets is None else sets
     chosen = spread(read_sets(name), first)
     values: dict[str, Any] = {
         "kind": "style", "model": model, "sets": name, "arms": found, "baseline": baseline or found[0].name,
@@ -114,23 +120,25 @@ def heads(
     asked(
         model, size, objectives=objective, prompts=prompts, device=device, dtype=dtype, offload=offload,
         num_inference_steps=steps, threads=threads, guidance_scale=guidance_scale, true_cfg_scale=true_cfg_scale,
-        seed=seed, repeats=repeats, random_sets=random_sets, strength=strength, u=u,
+        words={"--negative-prompt": negative_prompt}, seed=seed, repeats=repeats, random_sets=random_sets,
+        strength=strength, u=u,
     )  # fmt: skip
     for one in heads:
         preset_before(one, model, strength, u)
-    with reserved(out, used=True):
-        pass
-    from ..evals.runs.heads import head_arms, prompt_sets
+        if heads.count(one) > 1:
+            raise ControlError(f"the heads {one} are given twice")
+    with run_folder(out), keeping("nothing was written"):
+        from ..evals.runs.heads import head_arms, prompt_sets
 
-    pipe = load_model(model, _own(device), dtype, offload)
-    found = head_arms(pipe, model, heads, random_sets, seed, strength, u)
-    values: dict[str, Any] = {
-        "kind": "heads", "model": model, "sets": prompts.name, "arms": found, "baseline": found[0].name,
-        "metrics": tuple(dict.fromkeys(objective)), "seed": seed, "num_inference_steps": steps,
-        "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
-        "threads": threads,
-    }  # fmt: skip
-    _run(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
+        pipe = load_model(model, _own(device), dtype, offload)
+        found = head_arms(pipe, model, heads, random_sets, seed, strength, u)
+        values: dict[str, Any] = {
+            "kind": "heads", "model": model, "sets": prompts.name, "arms": found, "baseline": found[0].name,
+            "metrics": tuple(dict.fromkeys(objective)), "seed": seed, "num_inference_steps": steps,
+            "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
+            "threads": threads,
+        }  # fmt: skip
+        _run(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
 
 
 @app.command()
@@ -190,7 +198,7 @@ def _run(
     from .options import size_of
 
     config = RunConfig(**values, **size_of(size))
-    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
         _draw(config, sets, device, dtype, offload, out, pipe)
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..pipelines.facts import warn_of_words
-from ..pipelines.folders import reserved
+from ..errors import ControlError
+from ..pipelines.checks import warn_of_doubts, warn_of_words
+from ..pipelines.folders import reserved, run_folder
 from ..pipelines.presets import preset_before
-from .asked import asked
+from .asked import AskedHeads, asked
 from .console import Bar, console, duration, lines_of, numbers_of
 from .ending import keeping
 from .models import load_model
@@ -55,10 +56,11 @@ def search(
 ) -> None:
     """Find the heads whose perturbation gains most of an objective (HeadHunter); several objectives share a round."""
     asked(
-        model, size, objectives=objective, prompts=prompts, seeds=seeds, blocks=blocks, device=device, rounds=rounds,
-        top_k=top_k, strength=strength, u=u, num_inference_steps=steps, batch_size=batch_size, threads=threads,
+        model, size, kind=AskedHeads, objectives=objective, prompts=prompts, seeds=seeds, blocks=blocks,
+        device=device, rounds=rounds, top_k=top_k, strength=strength, u=u, num_inference_steps=steps,
+        batch_size=batch_size, threads=threads,
     )  # fmt: skip
-    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
+    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
         warn_of_words(model, lines_of(prompts))
         from ..evals.heads.search import Search, SearchConfig
         from ..evals.ledger import own_device
@@ -109,6 +111,8 @@ def check(
         num_inference_steps=steps, batch_size=batch_size, threads=threads,
     )  # fmt: skip
     preset_before(preset, model, strength, u)
+    if out is not None and out.suffix != ".json":
+        raise ControlError(f"--out {out}: a preset is a JSON file; name it NAME.json")
     with nullcontext() if out is None else reserved(out, file=True), keeping("nothing was written"):
         _check(preset, objective, prompts, model, seeds, strength, u, cfg, random_sets, out, steps, size, batch_size,
                device, threads)  # fmt: skip
@@ -168,11 +172,12 @@ def atlas(
 ) -> None:
     """Draw what every single head does to one picture: heat maps, and a page with all pictures (atlas.html)."""
     asked(
-        model, size, objectives=objective, blocks=blocks, device=device, seed=seed, strength=strength, u=u,
-        num_inference_steps=steps, batch_size=batch_size, threads=threads,
+        model, size, kind=AskedHeads, objectives=objective, blocks=blocks, words={"--prompt": prompt},
+        device=device, seed=seed,
+        strength=strength, u=u, num_inference_steps=steps, batch_size=batch_size, threads=threads,
     )  # fmt: skip
-    with reserved(out, used=True), keeping(f"what is done is kept in {out}; the same command goes on"):
-        warn_of_words(model, (prompt,))
+    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
+        warn_of_doubts(model, (prompt,))
         from ..evals.heads.atlas import AtlasConfig, AtlasRun
         from ..evals.heads.atlas_page import write_atlas
         from ..evals.ledger import own_device

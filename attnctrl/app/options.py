@@ -19,7 +19,7 @@ def size_of(text: str | None) -> dict[str, int]:
     """`512` or `80x48` (width x height) as height and width in pixels."""
     if text is None:
         return {}
-    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower(), re.ASCII)
     if not match or not int(match[1]) or (match[2] and not int(match[2])):
         raise ControlError(f"--size {text[:40]}: write one number of pixels or WIDTHxHEIGHT, such as 80x48")
     return {"width": int(match[1]), "height": int(match[2] or match[1])}

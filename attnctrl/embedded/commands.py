@@ -137,6 +137,8 @@ def export_pipeline(
     folder = run_folder(model, run)
     if not (folder / "checkpoint.pt").exists():
         raise ControlError(f"{folder} holds no training run; name one with --run")
+    if out and out.exists() and not out.is_dir():
+        raise ControlError(f"--out {out} is a file; name a folder")
     typer.echo(export_run(folder, out or _WEIGHTS / model, vae))
     if curve:
         typer.echo(loss_curve(folder, curve))

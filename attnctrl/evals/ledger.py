@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from ..errors import ControlError
-
-CONFIG = "config.json"
+from ..pipelines.folders import CONFIG as CONFIG
+from ..pipelines.folders import begun_with, refuse_foreign
 
 
 def processes() -> PartialState:
@@ -48,11 +48,8 @@ class Ledger:
         except OSError as fault:
             raise ControlError(f"cannot write to {folder}: {fault.strerror}") from None
         own = folder / CONFIG
-        # listed before the look at the configuration, which every process writes before anything else
-        others = [path for path in folder.iterdir() if not path.name.startswith(f".{CONFIG}")]
+        refuse_foreign(folder)
         if not own.exists():
-            if others:
-                raise ControlError(f"{folder} holds other files; give a new folder, or one that this command began")
             write_file(own, text.encode())
         else:
             _refuse_another(own, text)
@@ -110,10 +107,7 @@ class Ledger:
 
 
 def _refuse_another(own: Path, text: str) -> None:
-    try:
-        begun = json.loads(own.read_bytes())
-    except ValueError:
-        raise ControlError(f"{own} is damaged; give a new --out, or put the file back") from None
+    begun = begun_with(own.parent)
     if begun != json.loads(text):
         named = ", ".join(_differing(begun, json.loads(text)))
         raise ControlError(f"{own.parent} was begun with another {named}; give a new --out, or the same settings")
@@ -129,7 +123,7 @@ def write_file(path: Path, body: bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         return draft.replace(path)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
 

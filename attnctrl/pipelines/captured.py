@@ -15,7 +15,7 @@ from ..processors.attaching import attached, host_of
 from ..processors.capture import Capture, Captured
 from ..source import Source
 from ..words import Prompts, words_of
-from .facts import finite_arguments
+from .checks import check_call
 from .mixin import stock_call
 
 Stepped = Callable[[int, int], None]
@@ -37,7 +37,7 @@ def drawn(
     None: all of it. stepped(done, of) is called after every step.
     """
     host, (run, filled) = host_of(pipe), stock_call(pipe, {"prompt": prompt, **call}, controls)
-    finite_arguments(filled)
+    check_call(filled)
     said, scale = filled["prompt"], filled.get("true_cfg_scale")
     columns = tuple(sorted({column for word in words_of(host, said) for column in word.columns}))
     watch = Capture(columns=columns)

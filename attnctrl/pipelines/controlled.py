@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 
 from ..errors import ControlError
+from ..given import shown
 from ..processors.attaching import known_hosts
 from .flux import ControlledFluxPipeline
 from .mixin import ControlledPipeline
@@ -21,6 +22,8 @@ def controlled(cls: type[Any]) -> type[ControlledPipeline]:
 
     Raises ControlError for a class whose transformer no control runs on.
     """
+    if not isinstance(cls, type):
+        raise ControlError(f"controlled takes a pipeline class such as diffusers.FluxPipeline, not {shown(cls)}")
     if issubclass(cls, ControlledPipeline):
         return cls
     for known in (ControlledFluxPipeline, ControlledStableDiffusion3Pipeline):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from .checks import check_fits
 from .editing import Edited, Opened, edit, open_source
-from .facts import check_before
+from .facts import facts_in
 from .folders import new_folder
 from .generate import RECIPE, SHEET, Progress, check_arguments, check_size, environment, given_settings, pixel_hash
 from .mixin import ControlledPipeline
@@ -40,8 +41,8 @@ def run_edits(
 
     compare: beside every edit also what its prompt alone makes. Raises ControlError when the model cannot run it.
     """
-    check_before(recipe)
     for one in recipe.sets():
+        check_fits(one, facts_in(pipe))
         check_arguments(pipe, one)
     check_size(pipe, recipe.height, recipe.width)
     runs = 1 + len(recipe.edits) * (2 if compare else 1)

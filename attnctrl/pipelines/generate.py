@@ -15,8 +15,10 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ..errors import ControlError
+from ..given import shown
 from ..processors.attaching import host_of
-from .facts import check_before, warn_of_doubts
+from .checks import check_fits, warn_of_doubts
+from .facts import facts_in, model_of
 from .folders import new_folder as new_folder
 from .folders import refuse_used as refuse_used
 from .mixin import ControlledPipeline
@@ -58,10 +60,14 @@ def generate(
     After every solver step progress(done, total) is called, and watch(numbers, look), where `numbers` are of the
     prompts under way and look() decodes what their pictures will be. Raises ControlError when the model cannot run it.
     """
-    check_before(recipe)
-    warn_of_doubts(recipe)
+    if not isinstance(recipe, Recipe):
+        raise ControlError(f"generate takes a Recipe, not {shown(recipe)}; make one, or read_recipe(FILE)")
+    if not isinstance(pipe, ControlledPipeline):
+        raise ControlError(f"generate takes a pipeline of attnctrl.load(MODEL), not {shown(pipe)}")
     check_arguments(pipe, recipe)
     check_size(pipe, recipe.height, recipe.width)
+    check_fits(recipe, facts_in(pipe))
+    warn_of_doubts(model_of(pipe), recipe.prompts)
     if recipe.panorama is not None:
         wide = panorama(
             pipe, recipe.prompts, overlap=recipe.panorama, seed=recipe.seed, control=recipe.control, stepped=progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from huggingface_hub import hf_hub_download
 
 from ..embedded import MODELS, model_folder
 from ..errors import ControlError
+from ..given import shown
 from .controlled import controlled, pipeline_class
 from .facts import INDEX, known_model
 from .mixin import ControlledPipeline
@@ -29,7 +31,7 @@ def load(
     pipeline: str | type[Any] | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     offload: Literal["none", "model", "sequential"] = "none",
     **options: Any,
 ) -> ControlledPipeline:
@@ -42,14 +44,18 @@ def load(
     Raises ControlError when there is no such model, or it is none of a supported class.
     """
     place = default_device() if device is None else _device(device)
-    dtype = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    kind = _dtype(dtype) or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+    if offload not in ("none", "model", "sequential"):
+        raise ControlError(f"offload is {shown(offload)}; choose none, model or sequential")
     folder: str | Path = model_folder(str(model)) if str(model) in MODELS else model
     known_model(str(model))
     wanted = _named_in(folder, options) if pipeline is None else pipeline
     stock: Any = pipeline_class(wanted) if isinstance(wanted, str) else wanted
     cls = controlled(stock)
     try:
-        pipe = cls.from_pretrained(folder, torch_dtype=dtype, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)  # its new name is newer
+            pipe = cls.from_pretrained(folder, torch_dtype=kind, **options)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as fault:
         reason = " ".join(str(fault).split())[:300]
         raise ControlError(f"cannot load the model {str(model)!r}: {reason}") from fault
@@ -61,6 +67,14 @@ def load(
     enable = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
     enable(device=place)
     return pipe
+
+
+def _dtype(dtype: Any) -> torch.dtype | None:
+    """A precision by its name too; ControlError for what is none."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ControlError(f"dtype is {shown(dtype)}; give torch.float32, torch.bfloat16 or torch.float16")
+    return found
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -16,11 +16,10 @@ from ..processors.attaching import Controls, attached
 from ..registry import controls_of
 from ..source import Source
 from ..words import Prompts
-from .facts import finite_arguments
+from .checks import NEGATIVES, PROMPTS, check_call, check_memory
+from .facts import facts_in
 from .settings import FILE, ModelSettings
 
-PROMPTS = ("prompt", "prompt_2", "prompt_3")
-NEGATIVES = ("negative_prompt", "negative_prompt_2", "negative_prompt_3")
 Pipeline = TypeVar("Pipeline", bound="ControlledPipeline")
 
 
@@ -111,8 +110,10 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         controls = controls_of(control)
         given = {**signature.bind_partial(self, *args, **kwargs).arguments}
         del given["self"]
+        check_call(given)
         filled = self.filled(given, controls)
-        finite_arguments(filled)
+        if self._execution_device.type == "cpu" and (facts := facts_in(self)):
+            check_memory(facts, _pictures(filled), filled.get("height"), filled.get("width"))
         images, scale = filled.get("num_images_per_prompt") or 1, filled.get("true_cfg_scale")
         with attached(
             self, controls, images_per_prompt=images, guidance_scale=scale, prompts=_prompts(filled), source=source
@@ -130,6 +131,11 @@ def _taking_control(stock: Callable[..., Any]) -> Callable[..., Any]:
         f"ControlError when the call cannot carry the control. All else as in diffusers:\n{stock.__doc__}"
     )
     return call
+
+
+def _pictures(call: dict[str, Any]) -> int:
+    prompt, images = call.get("prompt"), call.get("num_images_per_prompt") or 1
+    return images if prompt is None or isinstance(prompt, str) else images * len(prompt)
 
 
 def _prompts(call: dict[str, Any]) -> Prompts | None:

@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ControlError, NoEffectWarning
+from ..given import shown, texts, whole
 from ..processors.attaching import Controls, attached, host_of
 from ..processors.observing import COMPILED, STATISTICS, Observe, Recording
 from ..region import Region
 from ..registry import controls_of
 from ..where import Where
 from ..words import Prompts, Word, columns_of, words_of
+from .checks import check_call
 from .mixin import stock_call
 from .overlays import overlaid
 
@@ -106,7 +108,7 @@ class Observation:
 def observe(
     pipe: Any,
     prompt: str | Sequence[str],
-    words: Sequence[str] | None = None,
+    words: Sequence[str] | str | None = None,
     *,
     control: Controls = None,
     where: Where | None = None,
@@ -127,19 +129,26 @@ def observe(
         if call.pop(name, usual) != usual:
             raise ControlError(f"observe lays maps over pictures; leave {name} out")
     controls = controls_of(control)
-    call = {"prompt": [prompt] if isinstance(prompt, str) else list(prompt), **call}
+    if not hasattr(pipe, "transformer"):
+        raise ControlError(f"observe takes a pipeline first and then the prompt, not {shown(pipe)}")
+    words = (words,) if isinstance(words, str) else words
+    whole("row", row, least=0)
+    call = {"prompt": list(texts("prompt", prompt)), **call}
+    check_call(call)
     run, filled = stock_call(pipe, call, controls)
     images = filled.get("num_images_per_prompt") or 1
     prompts = filled["prompt"]
     if not 0 <= row < images * len(prompts):
         raise ControlError(f"observe: row {row} is not among the {images * len(prompts)} pictures; it counts from 0")
-    host, texts = host_of(pipe), Prompts(tuple(prompts), filled)
-    said, own = prompts[row // images], texts.of(row // images)
+    host, said_all = host_of(pipe), Prompts(tuple(prompts), filled)
+    said, own = prompts[row // images], said_all.of(row // images)
     chosen = columns_of(host, said, words, **own) if words is not None else _usual(words_of(host, said, **own))
     tokens = tuple(word.columns for word in chosen)
     watch = Observe(tokens=tokens, row=row, size=size, dtype=dtype, where=where or Where())
     scale = filled.get("true_cfg_scale")
-    with attached(pipe, [*controls, watch], images_per_prompt=images, guidance_scale=scale, prompts=texts) as session:
+    with attached(
+        pipe, [*controls, watch], images_per_prompt=images, guidance_scale=scale, prompts=said_all
+    ) as session:
         assert session
         try:
             pictures = run(pipe, **filled).images

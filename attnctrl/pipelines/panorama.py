@@ -14,7 +14,7 @@ from ..host import Host
 from ..processors.attaching import Controls, attached, host_of
 from ..registry import controls_of
 from ..words import Prompts
-from .facts import finite_arguments
+from .checks import check_call
 from .mixin import stock_call
 
 OVERLAP = 0.5
@@ -44,7 +44,7 @@ def panorama(
     if getattr(pipe.scheduler.config, "stochastic_sampling", False):
         raise ControlError("windows are blended after steps without noise of their own; use a deterministic solver")
     run, filled = stock_call(pipe, {"prompt": list(prompts), **call}, controls)
-    finite_arguments(filled)
+    check_call(filled)
     usual = pipe.default_sample_size * pipe.vae_scale_factor
     height, width = (filled.get(side) or usual for side in ("height", "width"))
     rows, columns = height // host.unit, width // host.unit

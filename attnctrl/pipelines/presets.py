@@ -12,8 +12,11 @@ from pydantic import Field, ValidationError
 from ..descriptions import Description, explain
 from ..embedded import MODELS
 from ..errors import ControlError
+from ..files import checked_file
 from ..processors import SoftPAG
 from ..where import Where, listed_heads
+from .checks import check_where
+from .facts import facts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,14 +66,17 @@ class HeadPreset(Description):
             u=self.u if u is None else u,
         )
 
+    def fits(self, model: dict[str, Any]) -> None:
+        """Raise ControlError where what is known of a model is not what the preset was made for."""
+        for part, has in model.items():
+            if (wanted := getattr(self, part)) != has:
+                text = f"the preset {self.name!r} is for {self.model} ({part} {wanted}); this model has {has}"
+                raise ControlError(f"{text}; search its heads with `attnctrl heads search`")
+
     def check(self, pipe: Any) -> None:
         """Raise ControlError when the preset is for another model."""
         one = described(pipe, self.model)
-        for part in ("architecture", "blocks", "heads_a_block"):
-            if getattr(self, part) != one[part]:
-                wanted, has = getattr(self, part), one[part]
-                text = f"the preset {self.name!r} is for {self.model} ({part} {wanted}); this model has {has}"
-                raise ControlError(f"{text}; search its heads with `attnctrl heads search`")
+        self.fits({part: one[part] for part in ("architecture", "blocks", "heads_a_block")})
         if self.weights is not None and self.weights != one["weights"]:
             raise ControlError(
                 f"the preset {self.name!r} was found on {self.model}, and this model has other weights; "
@@ -112,7 +118,7 @@ def read_preset(name: str | Path) -> HeadPreset:
         if not path.exists():
             raise ControlError(f"there is no preset {str(name)!r}; shipped are {', '.join(shipped())}")
     try:
-        return HeadPreset.model_validate_json(path.read_text())
+        return HeadPreset.model_validate_json(checked_file(path, "the preset").read_text(encoding="utf-8"))
     except ValidationError as fault:
         raise ControlError(f"{path}: {explain(fault)}") from None
     except (OSError, UnicodeDecodeError) as fault:
@@ -139,11 +145,22 @@ def preset_before(text: str, model: str, strength: float | None = None, u: float
     )
     preset = own if listed_heads(text) else read_preset(text)
     given = {name: value for name, value in (("strength", strength), ("u", u)) if value is not None}
-    HeadPreset.model_validate({**preset.model_dump(), **given}).control()
+    control = HeadPreset.model_validate({**preset.model_dump(), **given}).control()
     if model in MODELS and text in shipped() and preset.model != model:
         raise ControlError(
             f"the preset {text!r} is for {preset.model}, and the model is {model}; choose another --model"
         )
+    facts = facts_of(model)
+    if facts is not None and preset is not own:
+        preset.fits(
+            {
+                "architecture": facts.architecture,
+                "blocks": facts.sites[-1].index + 1,
+                "heads_a_block": facts.sites[0].heads,
+            }
+        )
+    if facts is not None:
+        check_where("--heads", control.where, facts)
 
 
 def preset_of(text: str, model: str, pipe: Any, strength: float | None = None, u: float | None = None) -> HeadPreset:

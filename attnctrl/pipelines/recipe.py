@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..control import Control
 from ..descriptions import Description, explain
 from ..errors import ControlError
+from ..files import checked_file
+from ..given import MOST_GUIDANCE, MOST_PIXELS, MOST_STEPS, shown
 from ..region import Region
-from ..registry import control_of
+from ..registry import control_of, controls_of
 
 PNG_KEY = "attnctrl"
 AnyControl = SerializeAsAny[Annotated[Control, BeforeValidator(control_of)]]
@@ -46,14 +56,26 @@ class RunRecipe(Description):
     control: tuple[AnyControl, ...] = ()
     negative_prompt: str | None = None
     seed: int = Field(0, ge=0, lt=2**63)
-    height: int | None = Field(None, gt=0, le=16384)
-    width: int | None = Field(None, gt=0, le=16384)
-    num_inference_steps: int | None = Field(None, gt=0, le=1000)
-    guidance_scale: float | None = Field(None, ge=0.0, le=100.0)
-    true_cfg_scale: float | None = Field(None, ge=0.0, le=100.0)
+    height: int | None = Field(None, gt=0, le=MOST_PIXELS)
+    width: int | None = Field(None, gt=0, le=MOST_PIXELS)
+    num_inference_steps: int | None = Field(None, gt=0, le=MOST_STEPS)
+    guidance_scale: float | None = Field(None, ge=0.0, le=MOST_GUIDANCE)
+    true_cfg_scale: float | None = Field(None, ge=0.0, le=MOST_GUIDANCE)
     max_sequence_length: int | None = Field(None, gt=0, le=4096)
     environment: Environment | None = None
     made: tuple[Made, ...] = ()
+
+    @field_validator("prompts", "control", mode="before", check_fields=False)
+    @classmethod
+    def _several(cls, value: Any, info: ValidationInfo) -> Any:
+        """In Python one prompt, one control or a control's class is plain enough; in a file they are lists."""
+        if info.mode != "python":
+            return value
+        if info.field_name == "prompts" or isinstance(value, (type, Control)):
+            value = (value,) if isinstance(value, (str, type, Control)) else value
+        if isinstance(value, (list, tuple)):
+            return tuple(controls_of(one)[0] if isinstance(one, type) else one for one in value)
+        return value
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline arguments that the recipe sets."""
@@ -103,6 +125,11 @@ class Recipe(RunRecipe):
         """What its pictures show, one by one."""
         return self.prompts if self.panorama is None else (" | ".join(self.prompts),)
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that it asks for."""
+        return self.prompts
+
     def sets(self) -> list[Recipe]:
         """Itself: what is checked of every recipe."""
         return [self]
@@ -136,6 +163,11 @@ class EditRecipe(RunRecipe):
                 raise ValueError(f"edit {number} is of picture {one.of}, which comes later; 0 is the source")
         return value
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that it asks for, each once."""
+        return tuple(dict.fromkeys((self.prompt, *(one.prompt for one in self.edits))))
+
     def sets(self) -> list[Recipe]:
         """Every run as a set, for what is checked of sets; an edit's holds the source's row too."""
         numbers = {**self.arguments(), "model": self.model, "seed": self.seed}
@@ -146,7 +178,9 @@ class EditRecipe(RunRecipe):
 def read_recipe(path: str | Path) -> Recipe | EditRecipe:
     """A recipe, or one of edits, from its JSON file or from a PNG that was made here; ControlError says what is wrong
     with it."""
-    path = Path(path)
+    if not isinstance(path, (str, Path)):
+        raise ControlError(f"a recipe is read from a file, not {shown(path)}; give its path")
+    path = checked_file(path, "the recipe")
     try:
         if path.suffix.lower() == ".png":
             with Image.open(path) as image:

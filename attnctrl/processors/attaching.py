@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ..clock import SessionLock
 from ..control import Control
+from ..errors import ControlError, NoEffectWarning
+from ..given import MOST_GUIDANCE, number, texts, whole
 from ..host import host_of, known_hosts, register_model
 from ..registry import controls_of
 from ..session import Session
@@ -21,19 +25,9 @@ Controls = Control | type[Control] | str | Sequence[Control | type[Control] | st
 __all__ = ["attached", "host_of", "known_hosts", "register_model"]
 
 
-@contextmanager
-def attached(
-    pipe: Any,
-    control: Controls,
-    *,
-    images_per_prompt: int = 1,
-    guidance_scale: float | None = None,
-    prompts: Prompts | Sequence[str] | None = None,
-    source: Source | None = None,
-    wait: bool = True,
-) -> Iterator[Session | None]:
-    """Attach controls to a FLUX or SD3 pipeline or transformer; on leaving, also by an exception, every processor is
-    back.
+class attached:
+    """Attach controls to a FLUX or SD3 pipeline or transformer, `with attached(pipe, control) as session:`; on leaving,
+    also by an exception, every processor is back.
 
     pipe: a diffusers pipeline, a modular one, or a transformer alone, whose caller then sets the clock (`Session.at`).
     control: a control, its class, a text such as "nag:prompt=blurry", several of these, or None for none; composed by
@@ -43,24 +37,67 @@ def attached(
     prompts: what the rows say, for controls that name words; controlled pipelines say it themselves.
     source: the opened picture that controls edit (`attnctrl.open_source`).
     wait: wait for another thread's session on the same model, or raise ConflictError.
-    Raises ControlError for an unknown model, a selection without sites, a call that cannot carry a control.
+    Raises ControlError for an unknown model, a selection without sites, a call that cannot carry a control. May be
+    entered again once it was left; every time is a session of its own.
     """
-    controls = controls_of(control)
-    if not controls:
-        yield None
-        return
-    host = host_of(pipe)
-    said = Prompts(tuple(prompts)) if prompts is not None and not isinstance(prompts, Prompts) else prompts
-    locks = [t.__dict__.setdefault("_attnctrl_lock", SessionLock()) for t in host.transformers.values()]
-    with _held(locks, wait):
-        ordered = sorted(controls, key=lambda one: (one.order, one.kind))
-        session = Session(host, ordered, locks[0], images_per_prompt, guidance_scale, said, source)
-        try:
-            session.install()
-            yield session
-        finally:
-            session.remove()
-        session.warn()
+
+    _entered: tuple[ExitStack, Session | None] | None = None
+
+    def __init__(
+        self,
+        pipe: Any,
+        control: Controls,
+        *more: Controls,
+        images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        prompts: Prompts | Sequence[str] | str | None = None,
+        source: Source | None = None,
+        wait: bool = True,
+    ) -> None:
+        if isinstance(pipe, (str, Path)):
+            raise ControlError(
+                f"{str(pipe)[:60]!r} is no pipeline; attached(attnctrl.load(MODEL), control) takes one first"
+            )
+        whole("images_per_prompt", images_per_prompt)
+        if guidance_scale is not None:
+            number("guidance_scale", guidance_scale, MOST_GUIDANCE)
+        self._pipe, self._wait = pipe, wait
+        self._controls = [one for each in (control, *more) for one in controls_of(each)]
+        said = prompts if prompts is None or isinstance(prompts, Prompts) else Prompts(texts("prompts", prompts))
+        self._options = images_per_prompt, guidance_scale, said, source
+
+    def __enter__(self) -> Session | None:
+        if self._entered:
+            raise ControlError("these controls are attached already; leave the block before you enter it again")
+        stack, session = ExitStack(), None
+        with stack:
+            if self._controls:
+                host = host_of(self._pipe)
+                locks = [t.__dict__.setdefault("_attnctrl_lock", SessionLock()) for t in host.transformers.values()]
+                stack.enter_context(_held(locks, self._wait))
+                ordered = sorted(self._controls, key=lambda one: (one.order, one.kind))
+                session = Session(host, ordered, locks[0], *self._options)
+                stack.callback(session.remove)
+                session.install()
+            self._entered = stack.pop_all(), session
+        return session
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        assert self._entered
+        (stack, session), self._entered = self._entered, None
+        stack.close()
+        if session is not None and kind is None:
+            session.warn()
+
+    def __del__(self) -> None:
+        if self._entered:
+            (stack, _), self._entered = self._entered, None
+            stack.close()
+            text = "controls were taken off, since nobody kept what attached() returned; write: with attached(...)"
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"there is no {name!r} before the block: with attached(...) as session: session.{name}")
 
 
 @contextmanager

@@ -23,11 +23,12 @@ from ..board import Board, CallState, Gates
 from ..edge import Batched, Edge, walked
 from ..errors import ControlError
 from ..host import Host, register_model
-from ..layout import Arguments, Kind, Layout, Rotary, Site, groups_of
+from ..layout import Arguments, Kind, Layout, Rotary, Site
 from ..phases import controlled_attention
 from ..words import Part
 from .encoding import encoded, usual_length
 from .positions import rotate
+from .sites import flux_sites
 from .stock import not_ours, of_stock
 
 PATCH = 2
@@ -159,11 +160,7 @@ class FluxEdge(Edge):
             "double": r"transformer_blocks\.(\d+)\.attn",
             "single": r"single_transformer_blocks\.(\d+)\.attn",
         }
-        found = list(walked(transformer, paths))
-        return tuple(
-            Site(n, stream, local, attn.heads, attn, groups_of(n, len(found), stream == "single", stream == "single"))
-            for n, (stream, local, attn) in enumerate(found)
-        )
+        return flux_sites([(stream, n, attn.heads, attn) for stream, n, attn in walked(transformer, paths)])
 
     def processor(self, site: Site, board: Board, gates: Gates) -> Any:
         """Raises ControlError where an unknown processor stands, or under context parallelism."""

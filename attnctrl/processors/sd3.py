@@ -22,16 +22,14 @@ from ..board import Board, CallState, Gates
 from ..edge import Batched, Edge, walked
 from ..errors import ControlError
 from ..host import Host, register_model
-from ..layout import Arguments, Kind, Layout, Rotary, Site, groups_of
+from ..layout import Arguments, Layout, Rotary, Site
 from ..phases import controlled_attention
 from ..view import gathered
 from ..words import Part
 from .encoding import encoded, usual_length
 from .positions import placing_hook
+from .sites import sd3_sites
 from .stock import not_ours, of_stock
-
-JOINT: frozenset[Kind] = frozenset(("text", "image"))
-IMAGE: frozenset[Kind] = frozenset(("image",))
 
 
 def unturned(x: Tensor, rotary: Rotary) -> Tensor:
@@ -154,20 +152,7 @@ class SD3Edge(Edge):
     def sites(self, transformer: Any) -> tuple[Site, ...]:
         """A joint site a block, then the block's second attention where it has one; late: the last two thirds."""
         paths = {"joint": r"transformer_blocks\.(\d+)\.attn", "dual": r"transformer_blocks\.(\d+)\.attn2"}
-        found = sorted(walked(transformer, paths), key=lambda one: (one[1], one[0] == "dual"))
-        count = found[-1][1] + 1
-        return tuple(
-            Site(
-                n,
-                stream,
-                n,
-                attn.heads,
-                attn,
-                groups_of(n, count, 3 * n >= count),
-                JOINT if stream == "joint" else IMAGE,
-            )
-            for stream, n, attn in found
-        )
+        return sd3_sites([(stream, n, attn.heads, attn) for stream, n, attn in walked(transformer, paths)])
 
     def processor(self, site: Site, board: Board, gates: Gates) -> Any:
         """Raises ControlError where an unknown processor stands, or one that diffusers itself gets wrong."""

@@ -38,6 +38,23 @@ def things(tmp_path_factory) -> dict[str, str]:
     texts = {"text": "no picture, no recipe", "empty": "# none", "lines": "a fox\na car\n", "broken.py": "1 +"}
     for name, text in texts.items():
         (home / name).write_text(text)
+    Image.new("L", (64, 64)).save(home / "black.png")
+    preset = {"name": "x", "model": "tiny-sd3", "architecture": "sd3", "blocks": 99, "heads_a_block": 4}
+    texts = {
+        "tall.json": json.dumps({**preset, "heads": "L1H1", "source": "", "status": ""}),
+        "other_kind.json": json.dumps({**preset, "architecture": "flux", "heads": "L1H1", "source": "", "status": ""}),
+        "array.json": "[]", "half.json": '{"heads":', "deep.json": "[" * 100_000,
+        "leaves.py": "raise SystemExit(3)", "no_class.py": "import attnctrl\nattnctrl.register(3)",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (home / name).write_text(text)
+    os.mkfifo(home / "pipe")
+    for name, file, text in (
+        ("no_index", "model_index.json", "{}"), ("bad_index", "model_index.json", "oops"),
+        ("damaged", "config.json", "oops"),
+    ):  # fmt: skip
+        (home / name).mkdir()
+        (home / name / file).write_text(text)
     (home / "folder").mkdir()
     (home / "used").mkdir()
     (home / "used" / "file").write_text("kept")

@@ -333,7 +333,7 @@ def test_the_command_draws_and_goes_on(monkeypatch, tmp_path, capsys):
         (["--seed", "-1"], "seed: Input should be greater than or equal to 0"),
         (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1"),
         (["--size", "33"], "height 33 is no multiple of"),
-        (["--out", "file.txt"], "cannot write to file.txt: File exists"),
+        (["--out", "file.txt"], "file.txt is a file; name a new folder"),
         (["--out", "full"], "full holds other files"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

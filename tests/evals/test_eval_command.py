@@ -331,7 +331,7 @@ BAD = {
     "unknown model": (lambda t: ["style", "--model", "tiny-sd4"], "there is no model 'tiny-sd4'"),
     "bad dtype": (lambda t: ["style", "--dtype", "int3"], "choose float32"),
     "used folder": (lambda t: ["style", *used(t)], "holds other files"),
-    "a file as folder": (lambda t: ["style", "--out", text(t / "file")], "cannot write to"),
+    "a file as folder": (lambda t: ["style", "--out", text(t / "file")], "is a file; name a new folder"),
     "unknown baseline": (lambda t: ["style", "--first", "1", *CHEAP, "--baseline", "aligned"], "no method 'aligned'"),
     "an option of FLUX": (lambda t: ["style", "--first", "1", *CHEAP, "--true-cfg-scale", "2"], "no true_cfg_scale"),
     "no prompts": (lambda t: ["heads", "L0H1", *PROMPTS, str(t / "no.txt")], "cannot read the prompts"),

@@ -93,11 +93,19 @@ def test_ctrl_c_is_no_failure_of_an_item(drawer, tmp_path):
 
 
 def test_what_had_no_effect_is_told(drawer, tmp_path):
-    rows = begin(tmp_path, drawer, FEW[:1], methods=("plain,aligned:heads=L2H0;steps=90-99",)).run()
+    rows = begin(tmp_path, drawer, FEW[:1], methods=("plain,softpag:heads=L2H0;u=1e-9",)).run()
     assert rows["plain", "ink-1"].warned is None
-    aligned = next(row for key, row in rows.items() if key[0] != "plain")
-    assert aligned.warned
-    assert aligned.warned in items_csv(read_run(tmp_path))
+    guided = next(row for key, row in rows.items() if key[0] != "plain")
+    assert guided.warned
+    assert guided.warned in items_csv(read_run(tmp_path))
+
+
+def test_steps_that_never_come_are_refused_before_anything_is_drawn(drawer, tmp_path):
+    with pytest.raises(
+        ControlError, match="aligned steps=90-99: aligned acts at steps 90-99, and this run has steps 0-1"
+    ):
+        begin(tmp_path / "none", drawer, FEW[:1], methods=("plain,aligned:steps=90-99",))
+    assert not (tmp_path / "none").exists()
 
 
 def test_two_runs_do_not_write_into_one_folder(drawer, small, copied):

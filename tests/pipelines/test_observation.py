@@ -6,6 +6,7 @@ import json
 import warnings
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -164,8 +165,9 @@ def test_the_command_writes_a_sheet_maps_and_statistics(model, tmp_path):
     heads = json.loads((tmp_path / "out" / "heads.json").read_text())
     assert set(heads["statistics"]) == set(STATISTICS)
     assert np.array(heads["statistics"]["near"]).shape == (1, 2, 4)
-    with pytest.raises(ControlError, match="exists already"):
-        attention("a red fox, comic", tmp_path / "out", model="none")  # before any model is loaded
+    with mock.patch("attnctrl.app.attention_cli.load_model") as load, pytest.raises(ControlError, match="exists alr"):
+        attention("a red fox, comic", tmp_path / "out", model=model)
+    assert not load.called
 
 
 # ---------------------------------------------------------------- refusals

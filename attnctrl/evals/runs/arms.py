@@ -17,6 +17,7 @@ from ...control import Control
 from ...descriptions import Description, explain
 from ...errors import ControlError
 from ...layout import Site
+from ...pipelines.checks import steps_come
 from ...pipelines.recipe import AnyControl, EditRecipe, read_recipe
 from ...processors import SharingControl
 from ...reference import Reference
@@ -83,11 +84,14 @@ class Arm(Description):
             for control in self.control
         )
 
-    def check_model(self, sites: Sequence[Site]) -> None:
-        """Raise ControlError for blocks and heads that a model does not have."""
+    def check_model(self, sites: Sequence[Site], steps: int | None = None) -> None:
+        """Raise ControlError for blocks and heads that a model does not have, and steps beyond a run of so many."""
+        steps = self.options.get("num_inference_steps", steps)
         for control in self.control:
             try:
                 control.where.select(sites)
+                if not control.off:
+                    steps_come(control.kind, control.where, steps)
             except ControlError as fault:
                 raise ControlError(f"{self.name}: {fault}") from None
 

@@ -54,8 +54,8 @@ class Run:
         torch.set_num_threads(config.threads)
         sites = host_of(pipe).sites
         for arm in config.arms:
-            arm.check_model(sites)
             options = config.options(arm)
+            arm.check_model(sites, options.get("num_inference_steps", pipe.settings.num_inference_steps))
             check_arguments(pipe, Recipe(model=config.model, prompts=("",), **options))
             check_size(pipe, options.get("height"), options.get("width"))
             for one in sets:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ...descriptions import Description, explain
 from ...errors import ControlError
+from ...files import checked_file
 from ...pictures import DATA_URI, Picture, read_picture
 
 SHIPPED = Path(__file__).parents[1] / "sets"
@@ -63,7 +64,7 @@ def read_sets(name: str | Path, paths: bool = True) -> tuple[StyleSet, ...]:
         if not path.exists():
             raise ControlError(f"there are no sets {str(name)!r}; give a .jsonl file, or {' or '.join(shipped())}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = checked_file(path, "the sets").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         reason = getattr(fault, "strerror", None) or "it is no text file"
         raise ControlError(f"cannot read the sets {path}: {reason}") from None
