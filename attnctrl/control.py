@@ -35,14 +35,19 @@ USUAL = "its default, which attnctrl methods lists"
 class Run:
     """What is known when a run begins, as a control's `guests` sees it.
 
-    `pictures`: rows of one half of the batch; `images_per_prompt` of them belong to each prompt; `rotary`: whether keys
-    are rotated by their positions, so that shared keys can stand anywhere, or rows themselves have to.
+    `pictures`: rows of one half of the batch; `images_per_prompt` of them belong to each prompt.
     """
 
     pictures: int
     images_per_prompt: int
-    rotary: bool
     edge: Edge
+    transformer: Any
+    layout: Layout
+
+    @property
+    def rotary(self) -> bool:
+        """Whether keys are rotated by their positions, so that shared ones can stand anywhere, or rows have to."""
+        return self.edge.positions == "rotary"
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class Control(Description, ABC):
 
         return [PictureGuest(reference) for reference in self.references()]
 
-    def moves(self, run: Run) -> Mapping[int, tuple[int, ...]]:
+    def moves(self, run: Run) -> Mapping[int, tuple[float, ...]]:
         """Pictures' own rows that stand elsewhere where positions are additive: image grids an axis, by row."""
         return {}
 

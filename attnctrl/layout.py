@@ -169,11 +169,12 @@ VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 def groups_of(index: int, blocks: int, late: bool) -> frozenset[str]:
     """A block's group names.
 
-    `middle` is the middle third, `vital` every block at the relative depth of one of FLUX.1's vital layers.
+    `middle` and `last` are thirds, `vital` every block at the relative depth of one of FLUX.1's vital layers.
     """
     vital = index in {round(layer * (blocks - 1) / 56) for layer in VITAL}
-    middle = blocks <= 3 * index < 2 * blocks
-    return frozenset(name for name, holds in {"late": late, "middle": middle, "vital": vital}.items() if holds)
+    middle, last = blocks <= 3 * index < 2 * blocks, 3 * index >= 2 * blocks
+    groups = {"late": late, "middle": middle, "last": last, "vital": vital}
+    return frozenset(name for name, holds in groups.items() if holds)
 
 
 def on(device: torch.device) -> Callable[[Any], Tensor]:
