@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -29,6 +30,15 @@ T = TypeVar("T")
 LARGEST = 1e3, 1e6
 """Beyond these a strength, and any other number of a control, is a slip of the pen."""
 USUAL = "its default, which attnctrl methods lists"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of a method that a study found to do well: `title` and `says` for people, `settings` as in a recipe."""
+
+    title: str
+    says: str
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,8 @@ class Control(Description, ABC):
     """The list in which it stands."""
     source: ClassVar[str] = ""
     """Where the method was published."""
+    presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
+    """Settings under a name of their own, which stands wherever a kind does."""
 
     @field_validator("where", mode="before")
     @classmethod

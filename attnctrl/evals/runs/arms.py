@@ -20,7 +20,7 @@ from ...layout import Site
 from ...pipelines.recipe import AnyControl, read_recipe
 from ...processors import SharingControl
 from ...reference import Reference
-from ...registry import control_class, control_of, controls
+from ...registry import control_class, control_of, controls, presets
 from ...written import split
 from .sets import StyleSet
 
@@ -145,7 +145,7 @@ def _arm(text: str) -> Arm:
     elif name in VARIANTS:
         kind, _, own = VARIANTS[name].partition(":")
         base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in split(own, ";")))]))
-    elif name in controls():
+    elif name in controls() or name in presets():
         base = Arm(name=name, control=_controls([_described(name, {})]))
     else:
         near = get_close_matches(name, [*_names(), *GROUPS], n=1)
@@ -238,4 +238,4 @@ def _shown(value: Any) -> str:
 
 
 def _names() -> list[str]:
-    return [PLAIN, COPY, *controls(), *VARIANTS]
+    return [PLAIN, COPY, *controls(), *presets(), *VARIANTS]
