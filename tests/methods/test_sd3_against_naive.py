@@ -154,9 +154,9 @@ def test_a_reference_stands_where_the_table_has_room(grid, there, additive):
 
 
 def test_a_grid_without_any_room_is_refused():
-    with pytest.raises(ControlError, match="24 x 24 tokens fills this model's position table.*set shift=0:0"):
+    with pytest.raises(ControlError, match=r"24 x 24 tokens fills this model's position table.*set shift=0:0"):
         ours({}, AlignedStyle(), inputs(rows=2, grid=(24, 24)))
-    with pytest.raises(ControlError, match="leaves this model's position table of 24 x 24; set shift=native"):
+    with pytest.raises(ControlError, match=r"leaves this model's position table of 24 x 24; set shift=native"):
         ours({}, AlignedStyle(shift=(0, 1)), inputs(rows=2, grid=(4, 10)))
     with pytest.raises(ControlError, match="set shift"):
         ours({}, AlignedStyle(share="all"), inputs())
