@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -37,19 +38,33 @@ USUAL = "its default, which attnctrl methods lists"
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Settings of a method that a study found to do well: `title` and `says` for people, `settings` as in a recipe."""
+
+    title: str
+    says: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Run:
     """What is known when a run begins, as a control's `guests` sees it.
 
-    `pictures`: rows of one half of the batch; `images_per_prompt` of them belong to each prompt; `rotary`: whether keys
-    are rotated by their positions, so that shared keys can stand anywhere, or rows themselves have to; `source`:
-    what is edited.
+    `pictures`: rows of one half of the batch; `images_per_prompt` of them belong to each prompt; `source`: what is
+    edited.
     """
 
     pictures: int
     images_per_prompt: int
-    rotary: bool
     edge: Edge
+    transformer: Any
+    layout: Layout
     source: Source | None = None
+
+    @property
+    def rotary(self) -> bool:
+        """Whether keys are rotated by their positions, so that shared ones can stand anywhere, or rows have to."""
+        return self.edge.positions == "rotary"
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,8 @@ class Control(Description, ABC):
     """The list in which it stands."""
     source: ClassVar[str] = ""
     """Where the method was published."""
+    presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({})
+    """Settings under a name of their own, which stands wherever a kind does."""
 
     @field_validator("where", mode="before")
     @classmethod
@@ -215,7 +232,7 @@ class Control(Description, ABC):
 
         return [PictureGuest(reference) for reference in self.references()]
 
-    def moves(self, run: Run) -> Mapping[int, tuple[int, ...]]:
+    def moves(self, run: Run) -> Mapping[int, tuple[float, ...]]:
         """Pictures' own rows that stand elsewhere where positions are additive: image grids an axis, by row."""
         return {}
 

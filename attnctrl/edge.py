@@ -88,6 +88,10 @@ class Edge(ABC):
         grids = (0, 1) if shift == "native" else shift
         return tuple(float(n * size) for n, size in zip(grids[-len(layout.grid) :], layout.grid, strict=True))
 
+    def place(self, transformer: Any, layout: Layout) -> tuple[float, ...]:
+        """Where a second picture's row stands, in image grids, for additive positions; ControlError for nowhere."""
+        return (0, 1)
+
     def position_hooks(self, transformer: Any, board: Board) -> tuple[Any, ...]:
         """Hooks that give the rows of the board's `placed` their positions, for additive positions."""
         return ()

@@ -13,5 +13,9 @@ class NoEffectWarning(UserWarning):
     """A control was asked for but did not act."""
 
 
+class PlaceWarning(UserWarning):
+    """A control's tokens stand elsewhere than usual, for want of room."""
+
+
 class OverGuidanceWarning(UserWarning):
     """Guidance pushes the prediction further than pictures bear."""

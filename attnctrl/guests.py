@@ -48,7 +48,7 @@ class Guest(ABC):
     """A row that a control asks for, by data; equal keys are one row. `shift`: image grids an axis by which it stands
     away where positions are additive, None where all pictures stand."""
 
-    shift: tuple[int, ...] | None = None
+    shift: tuple[float, ...] | None = None
 
     @property
     def follows(self) -> int:
@@ -70,7 +70,7 @@ class PictureGuest(Guest):
     """A picture to follow, noised to each step's level, with its caption."""
 
     reference: Reference
-    shift: tuple[int, ...] | None = None
+    shift: tuple[float, ...] | None = None
 
     @property
     def key(self) -> Hashable:
@@ -102,7 +102,7 @@ class CopyGuest(Guest):
     """A second copy of picture `of` of each half of the batch."""
 
     of: int
-    shift: tuple[int, ...] | None = None
+    shift: tuple[float, ...] | None = None
 
     @property
     def follows(self) -> int:

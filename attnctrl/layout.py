@@ -169,12 +169,12 @@ VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 def groups_of(index: int, blocks: int, late: bool, editable: bool = True) -> frozenset[str]:
     """A block's group names.
 
-    `middle` is the middle third, `vital` every block at the relative depth of one of FLUX.1's vital layers,
+    `middle` and `last` are thirds, `vital` every block at the relative depth of one of FLUX.1's vital layers,
     `editable` those in which ConsistEdit acts: FLUX's single-stream blocks, all of SD3's.
     """
     vital = index in {round(layer * (blocks - 1) / 56) for layer in VITAL}
-    middle = blocks <= 3 * index < 2 * blocks
-    groups = {"late": late, "middle": middle, "vital": vital, "editable": editable}
+    middle, last = blocks <= 3 * index < 2 * blocks, 3 * index >= 2 * blocks
+    groups = {"late": late, "middle": middle, "last": last, "vital": vital, "editable": editable}
     return frozenset(name for name, holds in groups.items() if holds)
 
 

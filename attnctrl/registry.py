@@ -25,7 +25,7 @@ from .errors import ControlError
 from .written import read_settings, refusal
 
 if TYPE_CHECKING:
-    from .control import Control
+    from .control import Control, Preset
 
 C = TypeVar("C", bound="type[Control]")
 
@@ -67,6 +67,11 @@ def register(cls: C) -> C:
         other = _controls.get(kind)
         if other is not None and _place(other) != _place(cls):  # a class made anew at its place takes its place
             raise ControlError(f"two controls are called {kind!r}: {_place(other)} and {_place(cls)}; rename yours")
+        others = {name: one for name, one in _controls.items() if name != kind}
+        taken = {*others, *RESERVED, *(name for one in others.values() for name in one.presets)}
+        for name in (kind, *cls.presets):
+            if name in taken or (name != kind and not _KIND.fullmatch(name)):
+                raise ControlError(f"{cls.__name__}: {name!r} cannot be a name, or is another's; rename yours")
         _controls[kind] = cls
     return cls
 
@@ -82,12 +87,27 @@ def controls(family: str | None = None) -> dict[str, type[Control]]:
     return {kind: cls for kind, cls in found if family in (None, cls.family)}
 
 
+def presets(family: str | None = None) -> dict[str, Preset]:
+    """Every preset of every control by its name, or those of a family."""
+    return {name: preset for cls in controls(family).values() for name, preset in cls.presets.items()}
+
+
+def preset_named(control: Control) -> str:
+    """The preset that a control is in all but its strength, place and pictures; its kind if it is none."""
+    own = {name for name in ("strength", "where", "reference") if name in type(control).model_fields}
+    given = {name: getattr(control, name) for name in own}
+    return next(
+        (name for name in type(control).presets if control_of({"kind": name, **given}) == control), control.kind
+    )
+
+
 def control_class(kind: str) -> type[Control]:
-    """The control of a kind; ControlError with near names where there is none."""
+    """The control of a kind or of a preset; ControlError with near names where there is none."""
     known = controls()
-    if kind in known:
-        return known[kind]
-    near = get_close_matches(str(kind), known, n=2)
+    found = known | {name: cls for cls in known.values() for name in cls.presets}
+    if kind in found:
+        return found[kind]
+    near = get_close_matches(str(kind), found, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ControlError(
         f"there is no control {kind!r}; {hint}known: {', '.join(known)}; "
@@ -96,7 +116,7 @@ def control_class(kind: str) -> type[Control]:
 
 
 def control_of(value: Any) -> Control:
-    """The control that a recipe's entry describes, a dict with its kind, or the registered control that it is.
+    """The control that a recipe's entry describes, a dict with its kind or preset, or the registered one that it is.
 
     Raises ControlError for another thing, ValidationError for settings that do not fit.
     """
@@ -111,17 +131,17 @@ def control_of(value: Any) -> Control:
         raise ControlError(
             f'a control is described by its kind and settings, {{"kind": "nag", ...}}, not {str(value)[:80]!r}'
         )
-    return control_class(value["kind"]).model_validate(value)
+    return control_class(value["kind"]).model_validate(_settled(value["kind"], value))
 
 
 def parse_control(text: str) -> Control:
-    """The control that a text describes: `nag:prompt="blurry, dark",phi=5,blocks=late`.
+    """The control that a text describes: `nag:prompt="blurry, dark",phi=5,blocks=late`, `aligned-gentle:strength=0.5`.
 
     Raises ControlError, which names the control, the setting and what it takes.
     """
     kind, _, settings = text.partition(":")
     cls = control_class(kind.strip())
-    return _made(cls, read_settings(cls, kind.strip(), settings))
+    return _made(cls, _settled(kind.strip(), read_settings(cls, kind.strip(), settings)))
 
 
 def controls_of(value: Any) -> tuple[Control, ...]:
@@ -173,6 +193,7 @@ def described() -> dict[str, dict[str, Any]]:
             "settings": {
                 one.name: {"says": one.says, "takes": one.takes, "default": one.default} for one in settings_of(cls)
             },
+            "presets": {name: {"title": one.title, "says": one.says} for name, one in cls.presets.items()},
         }
         for kind, cls in controls().items()
     }
@@ -227,6 +248,19 @@ def _made(cls: type[Control], body: dict[str, Any]) -> Control:
         return cls.model_validate(body)
     except ValidationError as fault:
         raise refusal(cls, cls.model_fields["kind"].default, fault) from None
+
+
+def _settled(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What is given, laid over the settings of a preset of that name."""
+    preset = presets().get(name)
+    if preset is None:
+        return given
+    body = {**preset.settings, **given}
+    where, own = (one.get("where") for one in (preset.settings, given))
+    if isinstance(where, dict) and isinstance(own, dict):
+        body["where"] = {**where, **own}
+    body.pop("kind", None)
+    return body
 
 
 def _place(cls: type[Control]) -> str:

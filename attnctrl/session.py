@@ -61,7 +61,7 @@ class Session:
         self._clock: Clock = CallerClock() if isinstance(host, BareHost) else SchedulerClock(host.pipe.scheduler)
         self._guests: tuple[Guest, ...] = ()
         self._rows: list[GuestRow] = []
-        self._moves: dict[int, tuple[int, ...]] = {}
+        self._moves: dict[int, tuple[float, ...]] = {}
         self._now: Call | None = None
         self._perturbing: Station | None = None
         self._untaken: list[str] = []
@@ -140,7 +140,7 @@ class Session:
         step, layout = moment.step, edge.layout(station.transformer, kwargs)
         conditional = moment.conditional or self.host.conditional(kwargs, step.call)
         if moment.begins:
-            self._start(kwargs, layout, len(conditional), step)
+            self._start(station, kwargs, layout, len(conditional), step)
         if self._rows:
             kwargs = widened(edge.batched, kwargs, self._rows, step, conditional)
         self.calls += 1
@@ -181,11 +181,11 @@ class Session:
         seen = {site.stream: call.layout.seen(site.sees) for site in station.sites}
         station.board.state = CallState(call.layout, seen, effects, self._places(call), shown)
 
-    def _start(self, arguments: Arguments, layout: Layout, halves: int, step: Step) -> None:
+    def _start(self, station: Station, arguments: Arguments, layout: Layout, halves: int, step: Step) -> None:
         """A new run: ask the controls for the rows that they want, and make them."""
         edge, on = self.host.edge, [control for control in self.controls if not control.off]
         pictures = rows_in(edge.batched, arguments) // halves
-        run = Run(pictures, self.images_per_prompt, edge.positions == "rotary", edge, self.source)
+        run = Run(pictures, self.images_per_prompt, edge, station.transformer, layout, self.source)
         wanted = {guest.key: guest for control in on for guest in control.guests(run)}
         self._guests, self._moves = tuple(wanted.values()), {}
         for control in on:
@@ -201,7 +201,7 @@ class Session:
         stands |= {len(call.guests) + row: shift for row, shift in self._moves.items()}
         grid = call.layout.grid
         return tuple(
-            (start + row, tuple(n * size for n, size in zip(shift, grid, strict=True)))
+            (start + row, tuple(round(n * size) for n, size in zip(shift, grid, strict=True)))
             for start, _ in call.groups
             for row, shift in stands.items()
         )

@@ -31,7 +31,7 @@ def once() -> dict[str, float]:
     server, address = serve()
     answers = time.monotonic() - begin
     client = Client(address, verbose=False)
-    for style, strength in (("plain", 1.0), ("aligned", 0.5)):
+    for style, strength in (("plain", 1.0), ("aligned-gentle", 1.0)):
         client.predict(prompts=PROMPTS, style=style, strength=strength, api_name="/generate_set")
         if style == "plain":
             first = time.monotonic() - begin

@@ -1,37 +1,35 @@
-"""A set in one style: on a pipeline of ours, and on any FLUX or SD3 pipeline of diffusers.
+"""A set in one style: the first prompt leads, gently and as published, on a pipeline of attnctrl's and on any other.
 
-python examples/style_set.py
+python examples/style_set.py [FOLDER]
 """
 
-from __future__ import annotations
+import sys
+from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Img2ImgPipeline
+from diffusers import StableDiffusion3Pipeline
 
-from attnctrl import AlignedStyle, Reference, Where, attached, load
+from attnctrl import AlignedStyle, Recipe, attached, generate, load
+from attnctrl.pipelines.generate import sheet_row
+from attnctrl.pipelines.sheets import SheetRow, contact_sheet
 
-prompts = ["a mushroom, comic", "a rocket, comic", "a penguin, comic"]
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else "attnctrl-out/examples")
+folder.mkdir(parents=True, exist_ok=True)
+prompts = ("a fox, comic", "a key, comic", "a house, comic", "a strawberry, comic")
 
+pipe = load("tiny-sd3")  # or a hub id such as black-forest-labs/FLUX.1-dev
+plain = Recipe(prompts=prompts, seed=3)
+gentle = Recipe(prompts=prompts, seed=3, control=({"kind": "aligned-gentle"},))
+rows = [sheet_row(generate(pipe, plain), "Plain"), sheet_row(generate(pipe, gentle), "AlignedGen, gentle")]
 
-def seeds() -> list[torch.Generator]:
-    """One generator a picture, so that a picture does not depend on its neighbours."""
-    return [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-
-
-pipe = load("tiny-sd3")
-images = pipe(prompts, control=AlignedStyle(strength=0.5), generator=seeds()).images
-for i, image in enumerate(images):
-    image.save(f"set-{i}.png")
-
-# The same control on a pipeline of diffusers, following a picture, in the first 60% of the steps.
-img2img = StableDiffusion3Img2ImgPipeline(**pipe.components)
-control = AlignedStyle(
-    strength=0.5, reference=Reference(picture="set-0.png", caption="a mushroom"), where=Where(steps="0%-60%")
-)
-with attached(img2img, control) as session:
+# The same on a pipeline of diffusers, for the length of a block.
+stock = StableDiffusion3Pipeline(**pipe.components)
+seeds = [torch.Generator().manual_seed(3 + i) for i in range(len(prompts))]
+with attached(stock, AlignedStyle(strength=0.5)) as session:
     print(session)
-    again = img2img(
-        prompts, image=images, strength=0.8, guidance_scale=3.0, max_sequence_length=24, generator=seeds()
+    images = stock(
+        list(prompts), height=64, width=64, guidance_scale=3.0, max_sequence_length=24, generator=seeds
     ).images
-for i, image in enumerate(again):
-    image.save(f"again-{i}.png")
+rows.append(SheetRow("AlignedGen at half strength, in diffusers", images, prompts, frozenset({0})))
+
+contact_sheet(rows).save(folder / "style-set.png")

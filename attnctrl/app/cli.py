@@ -118,7 +118,10 @@ def generate(
         typer.Option(help="Any method with its settings: nag:prompt=blurry,phi=5. May be given again: they compose."),
     ] = None,
     style: Annotated[
-        str | None, typer.Option(help="A sharing method, or plain; aligned if no --control is given. attnctrl methods.")
+        str | None,
+        typer.Option(
+            help="A sharing method, a preset such as aligned-gentle, or plain; aligned if no --control is given."
+        ),
     ] = None,
     reference: Annotated[
         list[Path] | None, typer.Option(help="A picture to follow instead of the first prompt; may be given again.")

@@ -41,7 +41,8 @@ def methods(
     """List the methods, and every setting with its meaning, what it takes, and its default."""
     from ..registry import control_class, controls
 
-    chosen = {name: control_class(name) for name in names} if names else controls()
+    wanted = [control_class(name) for name in names or ()]
+    chosen = {kind: cls for kind, cls in controls().items() if cls in wanted} if names else controls()
     if markdown:
         typer.echo("\n".join(page(chosen)))
         return
@@ -60,6 +61,8 @@ def listing(chosen: dict[str, type[Control]]) -> Iterator[str]:
         for one in settings_of(cls):
             usual = "required" if one.default is None else one.default
             yield f"    {one.name} = {escape(usual)}  [dim]{escape(one.says)} ({escape(one.takes)})[/]"
+        for name, preset in cls.presets.items():
+            yield f"[bold]{name}[/]  {escape(preset.says)}  [dim]a preset of {kind}[/]"
     for name, inner in _parts(chosen).items():
         yield f"[bold]{name}.[/]  {escape((inner.__doc__ or name).splitlines()[0])}"
         for one in settings_of(inner):
@@ -82,6 +85,8 @@ def page(chosen: dict[str, type[Control]]) -> Iterator[str]:
         where = [f"{name} `{settings.pop(name).default}`" for name in Where.model_fields]
         yield from ["", f"## {kind}", "", f"{says(cls)} {cls.source}".strip(), ""]
         yield from [f"`{cls.__name__}`, {cls.family}; {', '.join(where)}.", "", *_table(settings.values())]
+        for name, preset in cls.presets.items():
+            yield from ["", f"Preset `{name}`: {preset.says}"]
     for name, inner in {"where": Where, **_parts(chosen)}.items():
         yield from ["", f"## The parts of `{name}`", "", (inner.__doc__ or "").splitlines()[0], ""]
         yield from _table(settings_of(inner))

@@ -9,7 +9,7 @@ from typing import Any
 from ..control import Control
 from ..errors import ControlError
 from ..reference import Reference
-from ..registry import controls
+from ..registry import control_class, control_of, controls, presets
 
 PLAIN = "plain"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,20 +40,19 @@ def style_of(
             if value is not None:
                 raise ControlError(f"{name} is of a style, and there is none: add --style, or write it in --control")
         return ()
-    kinds = controls("sharing")
+    kinds = {**controls("sharing"), **presets("sharing")}
     if style not in kinds:
-        more = f"; --control {style} has it" if style in controls() else ""
+        more = f"; --control {style} has it" if style in {**controls(), **presets()} else ""
         raise ControlError(f"--style {style} is unknown; choose {', '.join([*kinds, PLAIN])}{more}")
-    cls = kinds[style]
     where = {name: text for name, text in (("blocks", blocks), ("steps", at_steps)) if text is not None}
     options: dict[str, Any] = {} if strength is None else {"strength": strength}
     if where:
         options["where"] = where
     if references:
         options["reference"] = references[0] if len(references) == 1 else references
-    elif follows(cls):
+    elif follows(control_class(style)):
         raise ControlError(f"--style {style} keeps the subject of a picture: add --reference PICTURE")
-    return (cls(**options),)
+    return (control_of({"kind": style, **options}),)
 
 
 def follows(cls: type[Control]) -> bool:

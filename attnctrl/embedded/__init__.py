@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-MODELS = ("tiny-flux", "tiny-sd3")
-"""Names of the models that come with the package."""
+MODELS = ("tiny-sd3", "tiny-flux")
+"""Names of the models that come with the package; the app opens on the first."""
 
 CACHE = Path.home() / ".cache" / "attnctrl"
 """Where artwork and training runs lie."""

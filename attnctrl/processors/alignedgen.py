@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ..control import Preset
 from ..registry import register
 from ..where import Where
 from .sharing import KeyScale, SharingControl
+
+GENTLE = Preset(
+    "AlignedGen, gentle",
+    "AlignedGen without AdaIN and in the last third of the blocks alone: subjects stay (docs/style-sets.md).",
+    MappingProxyType({"adain_queries": False, "adain_keys": False, "where": {"blocks": "last"}}),
+)
 
 
 @register
@@ -29,3 +38,4 @@ class AlignedStyle(SharingControl):
 
     title: ClassVar[str] = "AlignedGen"
     source: ClassVar[str] = "arXiv 2509.17088"
+    presets: ClassVar[Mapping[str, Preset]] = MappingProxyType({"aligned-gentle": GENTLE})

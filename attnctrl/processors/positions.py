@@ -58,12 +58,33 @@ def _table(embed: Any, latent: Tensor) -> Tensor:
     return through.float().reshape(side, side, -1)
 
 
+def free_place(side: int, grid: tuple[int, ...]) -> tuple[float, float]:
+    """How many grids down and right a second crop stands from the centred one of a table [side, side].
+
+    A whole grid to the right, else down, else towards the corner as far as the table goes. Raises ControlError where
+    the grid fills the table.
+    """
+    down, right = (side - (side - n) // 2 - n for n in grid)
+    rows, columns = grid
+    if right >= columns:
+        return 0, 1
+    if down >= rows:
+        return 1, 0
+    if max(down, right) < 1:
+        raise ControlError(
+            f"a picture of {rows} x {columns} tokens fills this model's position table of {side} x {side}, so that no "
+            "reference can stand beside it; make smaller pictures, or set shift=0:0"
+        )
+    return down / rows, right / columns
+
+
 def _crop(table: Tensor, rows: int, columns: int, shift: tuple[int, ...]) -> Tensor:
     side = table.shape[0]
     top, left = (side - rows) // 2 + shift[0], (side - columns) // 2 + shift[1]
     if min(top, left) < 0 or top + rows > side or left + columns > side:
         raise ControlError(
             f"a grid of {rows} x {columns} tokens moved by {shift} leaves this model's position table of "
-            f"{side} x {side}; make smaller pictures, or set shift=(0, 0)"
+            f"{side} x {side}; set shift=native, which stands where there is room, or shift=0:0, or make smaller "
+            "pictures"
         )
     return table[top : top + rows, left : left + columns].reshape(rows * columns, -1)

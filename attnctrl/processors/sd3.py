@@ -27,7 +27,7 @@ from ..phases import controlled_attention
 from ..view import gathered
 from ..words import Part
 from .encoding import encoded, usual_length
-from .positions import placing_hook
+from .positions import free_place, placing_hook
 from .sites import sd3_sites
 from .stock import not_ours, of_stock
 
@@ -179,6 +179,10 @@ class SD3Edge(Edge):
         """The joint blocks."""
         holder = transformer.transformer_blocks
         return tuple(BlockPlace(holder, i) for i in range(len(holder)))
+
+    def place(self, transformer: Any, layout: Layout) -> tuple[float, ...]:
+        """Beside the picture; where the position table has no room there below it, or as far away as it goes."""
+        return free_place(transformer.pos_embed.pos_embed_max_size, layout.grid)
 
     def position_hooks(self, transformer: Any, board: Board) -> tuple[Any, ...]:
         """One hook on the patch embedding, which moves the rows that the board places."""

@@ -23,7 +23,7 @@ class SetPlan:
     leaders: Tensor
 
 
-def plan_sets(call: Call, picture: Guest | None, share: str, copies: tuple[int, int] | None = None) -> SetPlan:
+def plan_sets(call: Call, picture: Guest | None, share: str, copies: tuple[float, ...] | None = None) -> SetPlan:
     """Who reads whom. A set is the j-th image of every prompt, within each half of the batch.
 
     Rows take after the set's first row, or the picture's own row, which stands before the prompts' rows, and read it

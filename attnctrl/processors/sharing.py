@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -13,7 +14,7 @@ from ..branch import Branch, Branches
 from ..control import Call, Control, Family, Run
 from ..descriptions import Description
 from ..effect import Effect, Features
-from ..errors import ControlError
+from ..errors import ControlError, PlaceWarning
 from ..guests import CopyGuest, Guest, PictureGuest
 from ..layout import Rotary
 from ..reference import Reference
@@ -67,7 +68,7 @@ class SharingControl(Control):
     shift: tuple[int, int] | Literal["native"] = Field(
         (0, 0),
         description="rows and columns, in image grids, by which the shared keys stand away (0:1 is ShiftPE), or "
-        "where the model itself expects a second picture",
+        "where the model itself expects a second picture (on SD3: beside, or where its positions have room)",
     )
     additive: Literal["copy", "move", "none"] = Field(
         "copy", description="how a shift is made on SD3: a copy of the reference row, the row itself, or not"
@@ -100,19 +101,17 @@ class SharingControl(Control):
             return () if self.reference is None else (self.reference,)
         return self.reference
 
-    @property
-    def _away(self) -> tuple[int, int]:
-        """The shift in grids where whole rows have to stand away; a model with additive positions has no other
-        place."""
-        return (0, 1) if self.shift == "native" else self.shift
-
-    def _stands(self, rotary: bool) -> tuple[int, int] | None:
-        """The same; None where rows stay."""
-        return None if rotary or self.additive == "none" or self._away == (0, 0) else self._away
+    def _stands(self, at: Run | Call) -> tuple[float, ...] | None:
+        """The shift in grids where whole rows have to stand away; None where they stay."""
+        if at.rotary or self.additive == "none" or self.shift == (0, 0):
+            return None
+        return at.edge.place(at.transformer, at.layout) if self.shift == "native" else self.shift
 
     def guests(self, run: Run) -> Sequence[Guest]:
         """A row for each picture; without one, where keys cannot be rotated, a copy of every set's first row."""
-        stands = self._stands(run.rotary)
+        stands = self._stands(run)
+        if stands and self.shift == "native":
+            _say_place(self.kind, stands, run.layout.grid)
         if self.references():
             return [PictureGuest(reference, stands) for reference in self.references()]
         if stands and self.share == "all":
@@ -123,9 +122,9 @@ class SharingControl(Control):
             return [CopyGuest(j, stands) for j in range(run.images_per_prompt)]
         return []
 
-    def moves(self, run: Run) -> Mapping[int, tuple[int, ...]]:
+    def moves(self, run: Run) -> Mapping[int, tuple[float, ...]]:
         """Every set's first row itself, with `additive="move"`."""
-        stands = self._stands(run.rotary)
+        stands = self._stands(run)
         if not stands or self.references() or self.additive != "move":
             return {}
         return dict.fromkeys(range(run.images_per_prompt), stands)
@@ -165,7 +164,7 @@ class SharingControl(Control):
 
     def _source(self, call: Call, rotary: Rotary, reference: Reference | None) -> Source:
         guest: Guest | None = None
-        stands = self._stands(call.rotary)
+        stands = self._stands(call)
         if reference is not None:
             guest = PictureGuest(reference, stands)
         copies = stands if guest is None and self.additive == "copy" else None
@@ -253,6 +252,22 @@ class SharingEffect(Effect):
     def branches(self, at: Features, own: Branch, branches: Branches) -> Branches:
         """One more for each reference."""
         return (*branches, *(source.branch(at) for source in self.sources))
+
+
+def _say_place(kind: str, stands: tuple[float, ...], grid: tuple[int, ...]) -> None:
+    """Warn where a reference stands elsewhere than a grid to the right."""
+    if stands == (0, 1):
+        return
+    down, right = (round(n * size) for n, size in zip(stands, grid, strict=True))
+    shared = (grid[0] - down) * (grid[1] - right) / (grid[0] * grid[1])
+    where = f"{down} tokens down" + (f" and {right} right, sharing {shared:.0%} of the places" if shared else "")
+    rows, columns = grid
+    warnings.warn(
+        f"{kind}: this model's positions have no room for a reference beside {rows} x {columns} tokens; it stands "
+        f"{where} (shift=native; a narrower picture has room)",
+        PlaceWarning,
+        stacklevel=2,
+    )
 
 
 def _tokens(call: Call, reference: Reference) -> Tensor | None:

@@ -112,7 +112,7 @@ def test_enumerations_are_what_the_server_offers(server):
     body = spec(server)["paths"]["/gradio_api/call/v2/generate_set"]["post"]["requestBody"]
     properties = body["content"]["application/json"]["schema"]["properties"]
     assert set(properties["model"]["enum"]) == set(server.frame.engine.models)
-    assert properties["style"]["enum"] == ["aligned", "naive", "stylealigned", "plain"]
+    assert properties["style"]["enum"] == ["aligned", "naive", "stylealigned", "aligned-gentle", "plain"]
 
 
 # --- what the endpoints return ---

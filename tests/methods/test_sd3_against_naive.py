@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from test_references_sd3 import EXACT, VERSIONS, inputs
 from tiny import tiny_sd3
 
 from attnctrl import AlignedStyle, ControlError, NaiveSharing, Reference, StyleAligned, Where, attached
+from attnctrl.errors import PlaceWarning
 from attnctrl.processors import FreeCus
 from attnctrl.processors.attaching import host_of
 
@@ -117,10 +119,45 @@ def test_every_image_of_a_prompt_has_its_own_set_and_copy():
         torch.testing.assert_close(whole[j::2], alone, atol=1e-9, rtol=1e-9)
 
 
-def test_a_grid_that_leaves_the_position_table_is_refused():
-    call = inputs(rows=2, grid=(4, 10))
-    with pytest.raises(ControlError, match=r"24 x 24.*shift=\(0, 0\)"):
-        ours({}, AlignedStyle(), call)
+PLACES = {
+    # a grid in a table of 24 x 24: where its second crop stands, in tokens
+    "beside": ((4, 6), (0, 6)),
+    "beside, as long as it fits": ((20, 8), (0, 8)),
+    "below": ((4, 10), (4, 0)),
+    "towards the corner": ((9, 10), (8, 7)),
+    "down alone, where columns fill the table": ((10, 24), (7, 0)),
+}
+
+
+@pytest.mark.parametrize(("grid", "there"), PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize("additive", ["copy", "move"])
+def test_a_reference_stands_where_the_table_has_room(grid, there, additive):
+    """The dense result with that very shift; said once, unless it is the usual one, which is equal bit for bit."""
+    call, control = inputs(rows=4, grid=grid), AlignedStyle(additive=additive)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = ours({}, control, call, guided=True)
+    told = [str(one.message) for one in said if issubclass(one.category, PlaceWarning)]
+    if there[1] == grid[1]:
+        assert not told
+        assert torch.equal(result, ours({}, control.model_copy(update={"shift": (0, 1)}), call, guided=True))
+    else:
+        assert len(told) == 1
+        assert f"{there[0]} tokens down" in told[0]
+    if additive == "move":
+        expected = naive({}, call, partial(alignedgen_sd3, groups=2), LATE, position_shift={0: there, 2: there})
+    else:
+        wide = {name: value[[0, 0, 1, 2, 2, 3]] for name, value in call.items()}
+        site = partial(mirrored_attention, source_row=0, ref_row=1, groups=2)
+        expected = naive({}, wide, site, LATE, position_shift={0: there, 3: there})[[1, 2, 4, 5]]
+    same(result, expected, {}, call)
+
+
+def test_a_grid_without_any_room_is_refused():
+    with pytest.raises(ControlError, match=r"24 x 24 tokens fills this model's position table.*set shift=0:0"):
+        ours({}, AlignedStyle(), inputs(rows=2, grid=(24, 24)))
+    with pytest.raises(ControlError, match=r"leaves this model's position table of 24 x 24; set shift=native"):
+        ours({}, AlignedStyle(shift=(0, 1)), inputs(rows=2, grid=(4, 10)))
     with pytest.raises(ControlError, match="set shift"):
         ours({}, AlignedStyle(share="all"), inputs())
 

@@ -19,7 +19,7 @@ from ...pipelines.presets import shipped
 from ...pipelines.recipe import Recipe
 from ...processors import SoftPAG
 from ...reference import Reference
-from ...registry import controls, described
+from ...registry import control_class, control_of, controls, described, presets
 from ...where import Where
 from ..options import follows, size_of
 from .frame import Frame, noting, sentence
@@ -71,7 +71,7 @@ def endpoints(frame: Frame) -> None:
 
         Args:
             prompts: one a line; the first one leads the style, unless a reference is given.
-            style: aligned, stylealigned, naive or plain.
+            style: aligned, aligned-gentle, stylealigned, naive or plain.
             strength: odds of the shared tokens, 0 off, 1 as published.
             model: one that the server offers.
             seed: picture i has seed + i.
@@ -91,7 +91,7 @@ def endpoints(frame: Frame) -> None:
                 more: dict[str, Any] = {"where": {"blocks": blocks}} if blocks.strip() else {}
                 if reference is not None:
                     more["reference"] = Reference(picture=reference, caption=caption)
-                control = (_kind(style)(strength=strength, **more),)
+                control = (_style(style, strength, more),)
             recipe = _recipe(lines, model, seed, num_inference_steps, size, control)
             made, noted = _alone(frame, request, lambda job, visit: _draw(frame, job, recipe))
             pictures = [(p, text) for p, text in zip(made.pictures, lines, strict=True)]
@@ -238,12 +238,13 @@ def _recipe(prompts: tuple[str, ...], model: str, seed: int, steps: int, size: s
     )  # fmt: skip
 
 
-def styles() -> dict[str, type[Control]]:
-    """The methods that share a style, by name: those that can do without a picture."""
-    return {kind: cls for kind, cls in controls("sharing").items() if not follows(cls)}
+def styles() -> list[str]:
+    """The methods that share a style, by name, and their presets: those that can do without a picture."""
+    found = {kind: cls for kind, cls in controls("sharing").items() if not follows(cls)}
+    return [*found, *(name for name in presets("sharing") if control_class(name) in found.values())]
 
 
-def _kind(style: str) -> Any:
+def _style(style: str, strength: float, more: dict[str, Any]) -> Control:
     if style not in styles():
         raise ControlError(f"no style is called {style!r}; choose {', '.join([*styles(), 'plain'])}")
-    return styles()[style]
+    return control_of({"kind": style, "strength": strength, **more})

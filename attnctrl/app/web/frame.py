@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ...descriptions import explain
-from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
+from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning, PlaceWarning
 from ...pictures import DATA_URI
 from ...pipelines.generate import PictureSet, write_set
 from ...pipelines.recipe import PNG_KEY, Recipe
@@ -151,7 +151,7 @@ def noting(found: list[str], do: Callable[[], Any]) -> Any:
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         result = do()
-    kinds = NoEffectWarning, OverGuidanceWarning
+    kinds = NoEffectWarning, OverGuidanceWarning, PlaceWarning
     found += dict.fromkeys(" ".join(str(w.message).split()) for w in raised if issubclass(w.category, kinds))
     return result
 

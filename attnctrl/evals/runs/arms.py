@@ -21,7 +21,7 @@ from ...pipelines.checks import steps_come
 from ...pipelines.recipe import AnyControl, EditRecipe, read_recipe
 from ...processors import SharingControl
 from ...reference import Reference
-from ...registry import control_class, control_of, controls
+from ...registry import control_class, control_of, controls, presets
 from ...written import split
 from .sets import StyleSet
 
@@ -151,7 +151,7 @@ def _arm(text: str) -> Arm:
     elif name in VARIANTS:
         kind, _, own = VARIANTS[name].partition(":")
         base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in split(own, ";")))]))
-    elif name in controls():
+    elif name in controls() or name in presets():
         base = Arm(name=name, control=_controls([_described(name, {})]))
     else:
         near = get_close_matches(name, [*_names(), *GROUPS], n=1)
@@ -244,4 +244,4 @@ def _shown(value: Any) -> str:
 
 
 def _names() -> list[str]:
-    return [PLAIN, COPY, *controls(), *VARIANTS]
+    return [PLAIN, COPY, *controls(), *presets(), *VARIANTS]

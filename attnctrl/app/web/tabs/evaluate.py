@@ -22,7 +22,7 @@ from ....evals.runs.config import RunConfig
 from ....evals.runs.report import PAGE, write_report
 from ....evals.runs.run import Run
 from ....evals.runs.sets import StyleSet, read_sets, spread
-from ....registry import controls
+from ....registry import controls, presets
 from ...options import follows
 from .. import look
 from ..frame import AT_ONCE, Frame, Tab, Values, sentence
@@ -45,7 +45,8 @@ def methods_offered() -> dict[str, str]:
     papers = {kind: name for name, kind in VARIANTS.items()}
     kinds = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items() if not follows(cls)]
     sharing = {title: papers.get(kind, kind) for title, kind in kinds}
-    return {"Plain": PLAIN, "The leader copied (a check)": COPY, **sharing, **ABLATION}
+    named = {one.title: name for name, one in presets("sharing").items()}
+    return {"Plain": PLAIN, "The leader copied (a check)": COPY, **sharing, **named, **ABLATION}
 
 
 def config_of(frame: Frame, values: Sequence[Any]) -> tuple[RunConfig, tuple[StyleSet, ...]]:

@@ -16,7 +16,7 @@ from ....pipelines.generate import PictureSet
 from ....pipelines.recipe import Recipe
 from ....processors import SharingControl
 from ....reference import Reference
-from ....registry import control_class, controls
+from ....registry import control_class, control_of, controls, preset_named, presets
 from ...options import follows
 from .. import look
 from ..engine import enlarged
@@ -26,12 +26,15 @@ from ..settings import NAMES, Settings, settings
 from ..store import Visit
 
 PRESETS = {
+    "AlignedGen, gentle": ("aligned-gentle", 1.0),
     "AlignedGen, half strength": ("aligned", 0.5),
-    "AlignedGen, gentle": ("aligned", 0.15),
     "AlignedGen, as published": ("aligned", 1.0),
     "StyleAligned, as published": ("stylealigned", 1.0),
     "Naive sharing": ("naive", 1.0),
 }
+USUAL = "aligned-gentle"
+OWN = ("strength", "where", "reference")
+"""What the tab asks of a method; all else is the method's, or the preset's."""
 EXAMPLES = [
     ["a mushroom, sticker\na rocket, sticker\na penguin, sticker\na butterfly, sticker"],
     ["a fox, comic\na key, comic\na house, comic\na strawberry, comic"],
@@ -65,7 +68,7 @@ def asked(values: Sequence[Any]) -> tuple[Recipe, Recipe]:
         raise ControlError(f"{method} keeps the subject of a picture: choose that a picture leads, and drop it")
     elif len(prompts) < 2:
         raise ControlError("one prompt has nothing to share a style with; write two or more, or let a picture lead")
-    control: Control = control_class(method)(**options)
+    control: Control = control_of({"kind": method, **options})
     return plain, plain.model_copy(update={"control": (control,)})
 
 
@@ -88,22 +91,29 @@ def restored(frame: Frame, path: str | None) -> list[Any]:
     found = next((control for control in recipe.control if isinstance(control, SharingControl)), None)
     references = found.references() if found else ()
     reference = references[0] if references else None
-    usual = type(found).model_fields["where"].default if found else None
-    where = found.where.model_dump() if found else {}
-    moved = {name: text for name, text in where.items() if usual is None or text != getattr(usual, name)}
+    method, moved = (preset_named(found), _moved(found)) if found else (USUAL, {})
     others = [control.kind for control in recipe.control if control is not found]
-    said = f"Restored. It also has {', '.join(others)}, which is not this tab's." if others else "Restored."
+    if found and control_of({"kind": method, **{name: getattr(found, name) for name in OWN}}) != found:
+        others.insert(0, f"settings of {found.kind}")
+    said = f"Restored. It also has {', '.join(others)}, which this tab does not show." if others else "Restored."
     return [
         BY_PICTURE if reference else BY_PROMPT,
         reference.picture if reference else None,
         reference.mask if reference else None,
         reference.caption if reference else "",
         "\n".join(recipe.prompts),
-        found.kind if found else "aligned",
+        method,
         found.strength if found else 0.0,
         *Settings.restored(recipe, moved),
         look.said(said),
     ]
+
+
+def _moved(control: SharingControl) -> dict[str, str]:
+    """Blocks, heads and steps that are not the method's, or the preset's, own."""
+    given = {"kind": preset_named(control), "reference": control.reference}
+    usual = control_of(given).where.model_dump()
+    return {name: text for name, text in control.where.model_dump().items() if text != usual[name]}
 
 
 def build(frame: Frame) -> None:
@@ -125,8 +135,9 @@ def build(frame: Frame) -> None:
             preset = gr.Dropdown(list(PRESETS), value=next(iter(PRESETS)), label="Preset")
             with gr.Row():
                 sharing = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items()]
-                method = gr.Dropdown(sharing, value="aligned", label="Method", min_width=140)
-                strength = gr.Slider(0, 2, 0.5, step=0.05, label="Strength", info="0 off, 1 as published")
+                sharing += [(one.title, name) for name, one in presets("sharing").items()]
+                method = gr.Dropdown(sharing, value=USUAL, label="Method", min_width=140)
+                strength = gr.Slider(0, 2, 1.0, step=0.05, label="Strength", info="0 off, 1 as published")
             chosen = settings(frame.engine)
             with gr.Row():
                 run = gr.Button("Make the set", variant="primary", elem_id="set-run")
