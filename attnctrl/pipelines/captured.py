@@ -39,7 +39,8 @@ def drawn(
     host, filled = host_of(pipe), pipe.filled({"prompt": prompt, **call}, controls)
     finite_arguments(filled)
     said, scale = filled["prompt"], filled.get("true_cfg_scale")
-    columns = tuple(sorted({column for word in words_of(host, said) for column in word.columns}))
+    prompts = Prompts((said,), filled)
+    columns = tuple(sorted({column for word in words_of(host, said, **prompts.of(0)) for column in word.columns}))
     watch = Capture(columns=columns)
 
     def after(run: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -49,9 +50,7 @@ def drawn(
             tensors["latents"] = _blended(source.latents[step + 1], tensors["latents"], own)
         return tensors
 
-    with attached(
-        pipe, [*controls, watch], guidance_scale=scale, prompts=Prompts((said,), filled), source=source
-    ) as session:
+    with attached(pipe, [*controls, watch], guidance_scale=scale, prompts=prompts, source=source) as session:
         assert session
         stock = pipe.stock.__call__
         latents = stock(pipe, **filled, output_type="latent", callback_on_step_end=after).images
@@ -60,7 +59,7 @@ def drawn(
     run = torch.stack([*found.latents, latents[0].to(found.latents[0])])
     attention = torch.zeros(0, height * width) if found.total is None else found.total / found.count
     picture = host.decoded(latents, height, width)[0]
-    return picture, Source(said, run, found.grid, attention, columns, host.parts(said))
+    return picture, Source(said, run, found.grid, attention, columns, host.parts(said, **prompts.of(0)))
 
 
 def _blended(theirs: Tensor, mine: Tensor, own: Tensor) -> Tensor:
