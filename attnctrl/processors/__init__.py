@@ -11,18 +11,24 @@ if TYPE_CHECKING:
     from .attaching import attached
     from .blockwise import SLG, TPG
     from .consistedit import ConsistEdit
+    from .ditctrl import DiTCtrl
     from .freecus import FreeCus, described
+    from .masactrl import MasaCtrl
     from .nag import NAG
     from .naive import NaiveSharing
     from .observing import Observe
     from .perturbation import PAG, SEG, SoftPAG
     from .sharing import Falling, SharingControl
+    from .stableflow import StableFlow
     from .stylealigned import StyleAligned
 
 _HOMES = {
     "APG": "apg",
     "AlignedStyle": "alignedgen",
     "ConsistEdit": "consistedit",
+    "StableFlow": "stableflow",
+    "MasaCtrl": "masactrl",
+    "DiTCtrl": "ditctrl",
     "Falling": "sharing",
     "FreeCus": "freecus",
     "NAG": "nag",
@@ -48,12 +54,15 @@ __all__ = [
     "TPG",
     "AlignedStyle",
     "ConsistEdit",
+    "DiTCtrl",
     "Falling",
     "FreeCus",
+    "MasaCtrl",
     "NaiveSharing",
     "Observe",
     "SharingControl",
     "SoftPAG",
+    "StableFlow",
     "StyleAligned",
     "attached",
     "described",

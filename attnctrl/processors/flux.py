@@ -161,7 +161,14 @@ class FluxEdge(Edge):
         }
         found = list(walked(transformer, paths))
         return tuple(
-            Site(n, stream, local, attn.heads, attn, groups_of(n, len(found), stream == "single", stream == "single"))
+            Site(
+                n,
+                stream,
+                local,
+                attn.heads,
+                attn,
+                groups_of(n, len(found), late=stream == "single", editable=stream == "single", last=6 / 57),
+            )
             for n, (stream, local, attn) in enumerate(found)
         )
 

@@ -95,3 +95,67 @@ def consistedit(
         return attend(q, k, v)
 
     return equation
+
+
+def _guided(q: Tensor, image: slice, keys: tuple[Tensor, Tensor], there: Tensor, inside: Tensor) -> Tensor:
+    """fg M + bg (1 - M) of dense attention to keys [S], whose image tokens `there` [S_img] are the foreground.
+
+    Image queries see the foreground's (the background's) image keys and all text; text queries see everything.
+    """
+    s = len(keys[0])
+    results = []
+    for seen in (there > 0.5, there <= 0.5):
+        allowed = torch.ones(s, s, dtype=torch.bool)
+        for query in range(image.start, image.stop):
+            allowed[query, image] = seen
+        bias = torch.zeros(s, s, dtype=q.dtype).masked_fill(~allowed, -torch.inf)
+        results.append(attend(q, *keys, bias))
+    fg, bg = results
+    mix = torch.ones(s, 1, 1, dtype=q.dtype)
+    mix[image] = inside[:, None, None]
+    return fg * mix + bg * (1 - mix)
+
+
+def ditctrl(there: Tensor | None = None, inside: Tensor | None = None, u: float = 1.0) -> Equation:
+    """DiTCtrl (arXiv 2412.18597): Attn(Q_t, K_s, V_s), text included; with masks fg M_t + bg (1 - M_t).
+
+    `there`: the source's mask, `inside`: the target's [S_img].
+    """
+
+    def equation(s: Row, t: Row, image: slice) -> Tensor:
+        if there is None:
+            new = attend(t.q, s.k, s.v)
+        else:
+            new = _guided(t.q, image, (s.k, s.v), there, there if inside is None else inside)
+        return u * new + (1 - u) * plain(s, t, image)
+
+    return equation
+
+
+def masactrl(there: Tensor | None = None, inside: Tensor | None = None, u: float = 1.0) -> Equation:
+    """MasaCtrl (arXiv 2304.08465) on a joint sequence: the image's K, V are the source's, the text's the target's own.
+
+    Without masks `u` mixes keys and values; with masks, the results.
+    """
+
+    def equation(s: Row, t: Row, image: slice) -> Tensor:
+        keys = [
+            _mixed(mine, theirs, image, torch.ones(image.stop - image.start))
+            for mine, theirs in ((t.k, s.k), (t.v, s.v))
+        ]
+        if there is not None:
+            new = _guided(t.q, image, (keys[0], keys[1]), there, there if inside is None else inside)
+            return u * new + (1 - u) * plain(s, t, image)
+        return attend(t.q, *(u * new + (1 - u) * old for new, old in zip(keys, (t.k, t.v), strict=True)))
+
+    return equation
+
+
+def stableflow(inside: Tensor | None = None, u: float = 1.0) -> Equation:
+    """StableFlow (arXiv 2411.14430): the image's K, V are the source's; with a region outside of it alone."""
+
+    def equation(s: Row, t: Row, image: slice) -> Tensor:
+        kept = torch.ones(image.stop - image.start) if inside is None else 1 - inside
+        return attend(t.q, _mixed(t.k, s.k, image, u * kept), _mixed(t.v, s.v, image, u * kept))
+
+    return equation
