@@ -6,10 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .addit import AddIt
     from .alignedgen import AlignedStyle
     from .apg import APG
     from .attaching import attached
     from .blockwise import SLG, TPG
+    from .colorctrl import ColorCtrl
     from .consistedit import ConsistEdit
     from .ditctrl import DiTCtrl
     from .freecus import FreeCus, described
@@ -26,6 +28,8 @@ _HOMES = {
     "APG": "apg",
     "AlignedStyle": "alignedgen",
     "ConsistEdit": "consistedit",
+    "ColorCtrl": "colorctrl",
+    "AddIt": "addit",
     "StableFlow": "stableflow",
     "MasaCtrl": "masactrl",
     "DiTCtrl": "ditctrl",
@@ -52,7 +56,9 @@ __all__ = [
     "SEG",
     "SLG",
     "TPG",
+    "AddIt",
     "AlignedStyle",
+    "ColorCtrl",
     "ConsistEdit",
     "DiTCtrl",
     "Falling",

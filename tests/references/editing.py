@@ -159,3 +159,72 @@ def stableflow(inside: Tensor | None = None, u: float = 1.0) -> Equation:
         return attend(t.q, _mixed(t.k, s.k, image, u * kept), _mixed(t.v, s.v, image, u * kept))
 
     return equation
+
+
+def addit(
+    gamma: float | None = None, ratio: float = 1.05, odds: float = 1.0, inside: Tensor | None = None,
+    heads: Collection[int] | None = None,
+) -> Equation:  # fmt: skip
+    """Add-it (arXiv 2411.07232): softmax(Q [K_source,image ; gamma K]^T / sqrt(D)) [V_source,image ; V].
+
+    Without a gamma: the one with which the edit's own image gets `ratio` times the attention of the source's image, on
+    the mean over `heads` (None: all) and image tokens that read the source; found by bisection. `odds` multiplies the
+    source's weights; image tokens inside do not read it.
+    """
+
+    def joint(s: Row, t: Row, image: slice, g: float) -> Tensor:
+        bias = torch.zeros(len(t.q), image.stop - image.start + len(t.k), dtype=t.q.dtype)
+        bias[:, : image.stop - image.start] = torch.tensor(odds).log()
+        if inside is not None:
+            bias[image, : image.stop - image.start] += (1 - inside).log()[:, None]
+        logits = torch.einsum("qhd,khd->hqk", t.q, torch.cat([s.k[image], g * t.k])) / t.q.shape[-1] ** 0.5
+        return torch.softmax(logits + bias, -1)
+
+    def excess(s: Row, t: Row, image: slice, g: float) -> float:
+        size = image.stop - image.start
+        p = joint(s, t, image, g)[list(heads) if heads is not None else slice(None), image]
+        if inside is not None:
+            p = p[:, inside < 0.5]
+        mine, theirs = p[..., size + image.start : size + image.stop].sum(-1).mean(), p[..., :size].sum(-1).mean()
+        return float(mine / theirs) - ratio
+
+    def equation(s: Row, t: Row, image: slice) -> Tensor:
+        g = gamma
+        if g is None:
+            low, high = 0.5, 2.0
+            assert excess(s, t, image, low) < 0 < excess(s, t, image, high), "no case"
+            for _ in range(50):
+                g = (low + high) / 2
+                low, high = (g, high) if excess(s, t, image, g) < 0 else (low, g)
+        assert g is not None
+        return torch.einsum("hqk,khd->qhd", joint(s, t, image, g), torch.cat([s.v[image], t.v]))
+
+    return equation
+
+
+def colorctrl(inside: Tensor | None = None, u: float = 1.0) -> Equation:
+    """ColorCtrl (arXiv 2508.09131): P[image, image] <- P_source[image, image]; V <- M V_t + (1 - M) V_s of image tokens.
+
+    The rest of a row of P, which sums to 1, is the target's own text columns in their proportions.
+    """
+
+    def equation(s: Row, t: Row, image: slice) -> Tensor:
+        kept = torch.zeros(image.stop - image.start) if inside is None else 1 - inside
+        v = _mixed(t.v, s.v, image, u * kept)
+        maps = []
+        for row in (s, t):
+            maps.append(torch.softmax(torch.einsum("qhd,khd->hqk", row.q, row.k) / row.q.shape[-1] ** 0.5, -1))
+        source, own = maps
+        text = [i for i in range(len(t.q)) if not image.start <= i < image.stop]
+        p = own.clone()
+        p[:, image, image] = source[:, image, image]
+        if text:
+            left = 1 - source[:, image, image].sum(-1)
+            for column in text:
+                p[:, image, column] = left * own[:, image, column] / own[:, image][..., text].sum(-1)
+        else:
+            p[:, image, image] = source[:, image, image]
+        p = u * p + (1 - u) * own
+        return torch.einsum("hqk,khd->qhd", p, v)
+
+    return equation
