@@ -100,7 +100,7 @@ class Blend:
     `amount`: a scalar, or what broadcasts to [B, S, H, D]. For a base beside regions, a foreground beside a background.
     """
 
-    branches: tuple[Branch, ...]
+    branches: tuple[Branch | Blend, ...]
     amount: Tensor
 
     def turned(self, rotate: Callable[[Tensor, Rotary], Tensor]) -> Blend:

@@ -18,7 +18,7 @@ class Features:
     """q, k, v [B, S, H, D] of one site, after qk-norm and before position rotation, with its layout.
 
     `gate` broadcasts to [B, H]: how much of each head the control may touch there, 0 to 1; None means all of every
-    head.
+    head. `turned(x)` is x [B, S, H, D] rotated to its tokens' positions, as q and k will be.
     """
 
     q: Tensor
@@ -27,6 +27,7 @@ class Features:
     layout: Layout
     gate: Tensor | None
     site: Site
+    turned: Callable[[Tensor], Tensor] = lambda x: x
 
 
 @dataclass(frozen=True)

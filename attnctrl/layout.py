@@ -166,15 +166,16 @@ VITAL = (0, 1, 2, 17, 18, 25, 28, 53, 54, 56)
 """FLUX.1's vital layers as FreeCus found them (arXiv 2507.15249), of 57 blocks."""
 
 
-def groups_of(index: int, blocks: int, late: bool, editable: bool = True) -> frozenset[str]:
-    """A block's group names.
+def groups_of(index: int, blocks: int, late: bool, editable: bool = True, final: float = 5 / 24) -> frozenset[str]:
+    """A block's group names; `final`: the share of the blocks that are the final ones, those in which DiTCtrl acts.
 
     `middle` and `last` are thirds, `vital` every block at the relative depth of one of FLUX.1's vital layers,
     `editable` those in which ConsistEdit acts: FLUX's single-stream blocks, all of SD3's.
     """
     vital = index in {round(layer * (blocks - 1) / 56) for layer in VITAL}
     middle, last = blocks <= 3 * index < 2 * blocks, 3 * index >= 2 * blocks
-    groups = {"late": late, "middle": middle, "last": last, "vital": vital, "editable": editable}
+    ends = index >= blocks - max(1, round(final * blocks))
+    groups = {"late": late, "middle": middle, "last": last, "final": ends, "vital": vital, "editable": editable}
     return frozenset(name for name, holds in groups.items() if holds)
 
 

@@ -41,8 +41,12 @@ def controlled_attention(
         mask = mask.reshape((*[1] * (4 - mask.ndim), *mask.shape))
     own = Branch(k, v, rotary=rotary, mask=mask)
     branches: Branches = (own,)
+
+    def turn(x: Tensor) -> Tensor:
+        return rotate(x, rotary)
+
     for effect, gate in acting:
-        branches = effect.branches(Features(q, k, v, layout, gate, site), own, branches)
+        branches = effect.branches(Features(q, k, v, layout, gate, site, turn), own, branches)
     q, turned = rotate(q, rotary), own.turned(rotate)
     branches = tuple(_turned(one, own, turned, rotate) for one in branches)
 

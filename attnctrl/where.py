@@ -23,8 +23,9 @@ class Where(Description):
 
     blocks: comma-separated; `all`, a stream (`single`), a group (`late`: FLUX's single-stream blocks, the last two
         thirds of SD3's; `middle`, `last`: thirds; `vital`: FreeCus' ten of FLUX.1 and the same depths elsewhere;
-        `editable`: FLUX's single-stream blocks, all of SD3's), global numbers `19`, `19-56`, every n-th `19-56/2`, or
-        numbers within a stream `single:0-5`. A list of ints is accepted.
+        `editable`: FLUX's single-stream blocks, all of SD3's; `final`: the last 6 of FLUX.1's 57, 5 of SD3's 24),
+        global numbers `19`, `19-56`, every n-th `19-56/2`, or numbers within a stream `single:0-5`. A list of ints is
+        accepted.
     heads: `all`, `H3` (in every chosen block) or `L14H7`; separated by commas or spaces.
     steps: `all`, indices from 0 `0-9` (both ends count), or part of the schedule `0%-40%` (the end does not); a part
     in which no step begins

@@ -39,7 +39,8 @@ def drawn(
     host, (run, filled) = host_of(pipe), stock_call(pipe, {"prompt": prompt, **call}, controls)
     check_call(filled)
     said, scale = filled["prompt"], filled.get("true_cfg_scale")
-    columns = tuple(sorted({column for word in words_of(host, said) for column in word.columns}))
+    prompts = Prompts((said,), filled)
+    columns = tuple(sorted({column for word in words_of(host, said, **prompts.of(0)) for column in word.columns}))
     watch = Capture(columns=columns)
 
     def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -49,9 +50,7 @@ def drawn(
             tensors["latents"] = _blended(source.latents[step + 1], tensors["latents"], own)
         return tensors
 
-    with attached(
-        pipe, [*controls, watch], guidance_scale=scale, prompts=Prompts((said,), filled), source=source
-    ) as session:
+    with attached(pipe, [*controls, watch], guidance_scale=scale, prompts=prompts, source=source) as session:
         assert session
         latents = run(pipe, **filled, output_type="latent", callback_on_step_end=after).images
         found: Captured = session.recorded(watch)
@@ -59,7 +58,7 @@ def drawn(
     path = torch.stack([*found.latents, latents[0].to(found.latents[0])])
     attention = torch.zeros(0, height * width) if found.total is None else found.total / found.count
     picture = host.decoded(latents, height, width)[0]
-    return picture, Source(said, path, found.grid, attention, columns, host.parts(said))
+    return picture, Source(said, path, found.grid, attention, columns, host.parts(said, **prompts.of(0)))
 
 
 def _blended(theirs: Tensor, mine: Tensor, own: Tensor) -> Tensor:

@@ -6,23 +6,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .addit import AddIt
     from .alignedgen import AlignedStyle
     from .apg import APG
     from .attaching import attached
     from .blockwise import SLG, TPG
+    from .colorctrl import ColorCtrl
     from .consistedit import ConsistEdit
+    from .ditctrl import DiTCtrl
     from .freecus import FreeCus, described
+    from .masactrl import MasaCtrl
     from .nag import NAG
     from .naive import NaiveSharing
     from .observing import Observe
     from .perturbation import PAG, SEG, SoftPAG
     from .sharing import Falling, SharingControl
+    from .stableflow import StableFlow
     from .stylealigned import StyleAligned
 
 _HOMES = {
     "APG": "apg",
     "AlignedStyle": "alignedgen",
     "ConsistEdit": "consistedit",
+    "ColorCtrl": "colorctrl",
+    "AddIt": "addit",
+    "StableFlow": "stableflow",
+    "MasaCtrl": "masactrl",
+    "DiTCtrl": "ditctrl",
     "Falling": "sharing",
     "FreeCus": "freecus",
     "NAG": "nag",
@@ -46,14 +56,19 @@ __all__ = [
     "SEG",
     "SLG",
     "TPG",
+    "AddIt",
     "AlignedStyle",
+    "ColorCtrl",
     "ConsistEdit",
+    "DiTCtrl",
     "Falling",
     "FreeCus",
+    "MasaCtrl",
     "NaiveSharing",
     "Observe",
     "SharingControl",
     "SoftPAG",
+    "StableFlow",
     "StyleAligned",
     "attached",
     "described",

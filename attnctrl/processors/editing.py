@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from ..branch import Blend, Branch, Branches
 from ..control import Call, Control, Family, Run
-from ..effect import Features
+from ..effect import Effect, Features
 from ..errors import ControlError
 from ..guests import Guest
 from ..region import Region
@@ -69,10 +70,11 @@ class EditControl(Control):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Row `targets.index[i]` is an edit of row `sources[i]`; int64 [T]."""
+    """Row `targets.index[i]` is an edit of row `sources[i]`; int64 [T]. `others`: the rows that are no edits."""
 
     targets: Rows
     sources: Tensor
+    others: Rows
 
     def replaced(self, x: Tensor, share: Tensor, at: Features) -> Tensor:
         """`x` [B, S, H, D] whose targets' image tokens are the source's by `share` (broadcasts to [T, S_img, H, D]).
@@ -87,6 +89,78 @@ class Pairs:
         new = torch.lerp(image[self.targets.index], image[self.sources], share.to(x.dtype))
         return at.layout.with_image(x, image.index_copy(0, self.targets.index, new))
 
+    def reading(self, own: Branch, theirs: bool, tokens: Tensor | None = None, queries: Tensor | None = None) -> Branch:
+        """What targets read, by `queries` [Q], of tokens [n] of the rows' own attention, their sources' or their own.
+
+        None: all. Biases and masks of these keys come along.
+        """
+        return _part(own, self.sources if theirs else self.targets.index, self.targets, tokens, queries, not theirs)
+
+    def instead(self, branches: Branches, new: Branches, at: Features, amount: Tensor | None = None) -> Branches:
+        """`branches` with `new` in the place of the targets' own attention, the first of them.
+
+        By `amount` [] and the gate's share of each head, if there are any: then both are computed and mixed.
+        """
+        first, *rest = branches
+        assert isinstance(first, Branch)
+        if amount is None and at.gate is None:
+            kept = _part(first, self.others.index, self.others, own=True)
+            return (kept, *new, *rest)
+        share = (
+            at.q.new_ones(len(self.sources), 1, 1, 1) if amount is None else amount.expand(len(self.sources), 1, 1, 1)
+        )
+        if at.gate is not None:
+            share = share * at.gate.reshape(-1, 1)
+        mixed = at.q.new_zeros(at.q.shape[0], *share.shape[1:])
+        return (*branches, Blend((*new, *rest), mixed.index_copy(0, self.targets.index, share.to(mixed))))
+
+
+@dataclass(frozen=True)
+class KeysEffect(Effect):
+    """The image keys and values of edits are the source's by `share`, which broadcasts to [T, S_img, H, D]."""
+
+    pairs: Pairs
+    share: Tensor
+
+    def features(self, at: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """The two, for the pictures' rows."""
+        return at.q, self.pairs.replaced(at.k, self.share, at), self.pairs.replaced(at.v, self.share, at)
+
+
+def _part(
+    branch: Branch,
+    of: Tensor,
+    rows: Rows,
+    tokens: Tensor | None = None,
+    queries: Tensor | None = None,
+    own: bool = True,
+) -> Branch:
+    """What `rows` read, by `queries`, of tokens of rows `of` [T] of a branch of all rows; `own`: of their sequence."""
+    import torch
+
+    length = branch.key.shape[1]
+
+    def chosen(x: Tensor) -> Tensor:
+        return x[of] if tokens is None else x[of[:, None], tokens]
+
+    def weighed(x: Tensor | None) -> Tensor | None:
+        if x is None or x.ndim == 0:
+            return x
+        x = x.reshape((*[1] * (4 - x.ndim), *x.shape))
+        x = x[of] if x.shape[0] > 1 else x
+        x = x[:, :, queries] if queries is not None and x.shape[2] > 1 else x
+        return x[..., tokens] if tokens is not None and x.shape[3] > 1 else x
+
+    places = torch.arange(length, device=branch.key.device) if tokens is None else tokens
+    rotary = branch.rotary
+    if rotary is not None:
+        cos, sin = (chosen(x) if x.ndim == 3 else x[places] for x in rotary)
+        rotary = cos, sin
+    return replace(
+        branch, key=chosen(branch.key), value=chosen(branch.value), rows=rows, queries=queries, rotary=rotary,
+        log_bias=weighed(branch.log_bias), mask=weighed(branch.mask), tokens=places if own else None,
+    )  # fmt: skip
+
 
 def _pairs(call: Call) -> Pairs:
     assert call.source is not None
@@ -97,4 +171,5 @@ def _pairs(call: Call) -> Pairs:
         own = range(start + len(call.guests), stop)
         targets += own
         sources += [start + call.row_of(guest)] * len(own)
-    return Pairs(call.rows(targets), call.index(sources))
+    rest = [row for row in range(call.groups[-1][1]) if row not in targets]
+    return Pairs(call.rows(targets), call.index(sources), call.rows(rest))

@@ -16,7 +16,7 @@ Found = tuple[str, int, int, Any]
 def flux_sites(found: Sequence[Found]) -> tuple[Site, ...]:
     """Double blocks first, as they run; the single-stream blocks are the late ones."""
     return tuple(
-        Site(n, stream, local, heads, module, groups_of(n, len(found), stream == "single", stream == "single"))
+        Site(n, stream, local, heads, module, groups_of(n, len(found), stream == "single", stream == "single", 6 / 57))
         for n, (stream, local, heads, module) in enumerate(found)
     )
 

@@ -46,7 +46,7 @@ def dense(q: Tensor, branches: Branches) -> Tensor:
         if isinstance(branch, Blend):
             out = torch.lerp(out, dense(q, branch.branches), branch.amount.double())
             continue
-        values = torch.zeros(B, branch.value.shape[1], H, D, dtype=torch.float64)
+        values = torch.zeros(B, *branch.value.shape[1:], dtype=torch.float64)
         rows = range(B) if branch.rows is None else branch.rows.index.tolist()
         for t, row in enumerate(rows):
             values[row] = branch.value[t]
