@@ -219,7 +219,7 @@ def of_row(branches: Branches, row: int, values: Callable[[Branch], Tensor | Non
     for one in branches:
         if isinstance(one, Blend):
             amount = one.amount[row : row + 1] if one.amount.ndim == 4 and one.amount.shape[0] > 1 else one.amount
-            found.append(Blend(tuple(of_row(one.branches, row, values)), amount))  # type: ignore[arg-type]
+            found.append(Blend(tuple(of_row(one.branches, row, values)), amount))
             continue
         place = row
         if one.rows is not None:
