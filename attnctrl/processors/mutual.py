@@ -54,9 +54,9 @@ class MutualControl(EditControl):
             return None
         share = inside if self.target_region is None else call.weights(self.target_region)
         there = inside > 0.5
-        masks = (there, ~there, share == 1, share == 0, (share > 0) & (share < 1))
-        there_, elsewhere, inside_, outside, edge = (mask.nonzero().flatten() for mask in masks)
-        return Parts(there_, elsewhere, inside_, outside, edge, share)
+        inside, outside = share == 1, share == 0
+        found = [mask.nonzero().flatten() for mask in (there, ~there, inside, outside, ~(inside | outside))]
+        return Parts(found[0], found[1], found[2], found[3], found[4], share)
 
 
 @dataclass(frozen=True)
