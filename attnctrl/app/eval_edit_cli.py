@@ -95,7 +95,8 @@ def masks(
     import torch
 
     from ..embedded import artwork as drawings
-    from ..evals.edits.masks import measured, scenes_of, write
+    from ..evals.edits.masks import measured, write
+    from ..evals.edits.scenes import scenes_of
     from ..pipelines.folders import new_folder, refuse_used
     from .models import load_model
 

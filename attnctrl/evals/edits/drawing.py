@@ -34,11 +34,15 @@ SPILL = 4
 
 @dataclass(frozen=True)
 class Shared:
-    """What all methods of an edit share: its source, what the prompt alone makes of the same noise, and its seconds."""
+    """What all methods of an edit share: its source, what the prompt alone makes of the same noise, and its seconds.
+
+    `sound`: whether the judges read the source as asked; None where the truth is not known.
+    """
 
     opened: Opened
     plain: Image.Image
     seconds: float
+    sound: bool | None
 
 
 class EditTask:
@@ -66,7 +70,7 @@ class EditTask:
         options = {**config.options(arm), **{k: v for k in ("width", "height") if (v := getattr(one, k))}}
         stepped = (lambda done, of: step()) if step else None
         shared = self._shared(one, seed, options, stepped)
-        opened, region = shared.opened, self._region(arm, one, shared.opened)
+        opened, region = shared.opened, self._region(arm, one, shared)
         mask = None if region is None else mask_of(region, opened.source, opened.image.size)
         keep = arm.edits.keep and region is not None
         if arm.copies or not (arm.control or keep):
@@ -82,9 +86,9 @@ class EditTask:
             )  # fmt: skip
             picture, taken, seconds = done.image, done.took, time.monotonic() - begin
         source, image = opened.image.convert("RGB"), picture.convert("RGB")
-        changing, still = self._parts(one, opened, image)
+        changing, still = self._parts(one, shared, image)
         named = arm.edits.region == "set" and any(words_in(one.region))
-        measured = DrawnEdit(one, source, image, mask, named, changing, still, taken, self.jury)
+        measured = DrawnEdit(one, source, image, mask, named, changing, still, taken, shared.sound, self.jury)
         beside = {f"sources/{one.id}-source.png": source}
         for name, part in (("region", mask), ("mask", None if changing is None else Image.fromarray(changing))):
             if part is not None:
@@ -102,37 +106,43 @@ class EditTask:
             noise = opened.source.latents[:1].to(self.pipe.device, self.pipe.transformer.dtype)
             begin = time.monotonic()
             plain = drawn(self.pipe, one.target, [], {**opened.call, "latents": noise}, stepped=stepped)[0]
-            self._last = key, Shared(opened, plain, time.monotonic() - begin)
+            self._last = key, Shared(opened, plain, time.monotonic() - begin, self._sound(one, opened.image))
         return self._last[1]
 
-    def _region(self, arm: Arm, one: EditCase, opened: Opened) -> Region | None:
+    def _sound(self, one: EditCase, picture: Image.Image) -> bool | None:
+        if self.jury is None or one.before is None:
+            return None
+        return all(self.jury.right(picture, one.before, small(one)).values())
+
+    def _region(self, arm: Arm, one: EditCase, shared: Shared) -> Region | None:
         """Where an arm's method may change the picture; None for everywhere."""
         way = arm.edits
         assert way is not None
         if way.region == "everywhere" or one.region is None:
             return None
-        if way.region == "judged" and (found := self._judged(one, opened.image)) is not None:
+        if way.region == "judged" and shared.sound and (found := self._judged(one, shared.opened.image)) is not None:
             return Region(mask=Image.fromarray(found))
         return one.region if way.threshold is None else with_threshold(one.region, way.threshold)
 
     def _judged(self, one: EditCase, picture: Image.Image) -> np.ndarray | None:
-        """Where the judge sees what the edit is about, bool [H, W]; None where there is no such thing, or no truth."""
-        if self.jury is None or one.before is None:
-            return None
+        """Where the judge sees what the edit is about, bool [H, W]; None where that is no thing."""
+        assert self.jury is not None
+        assert one.before is not None
         if one.kind == "change background":
             return ~self.jury.where(picture, one.before.subjects, small(one))
         subjects = edited(one)
         return self.jury.where(picture, subjects, small(one)) if subjects else None
 
-    def _parts(self, one: EditCase, opened: Opened, image: Image.Image) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _parts(self, one: EditCase, shared: Shared, image: Image.Image) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Where the picture should change, and where it should not; None where that is not known.
 
         By the judge's outline where the truth is known, without SPILL pixels around it, and after a move that of the
         edit as well; else by the set's region.
         """
-        if one.region is None:
+        if one.region is None or shared.sound is False:
             return None, None
-        if (found := self._judged(one, opened.image)) is not None:
+        opened = shared.opened
+        if shared.sound and (found := self._judged(one, opened.image)) is not None:
             if one.kind == "move":
                 found = found | self.jury.where(image, edited(one), small(one))  # type: ignore[union-attr]
             return found, ~widened(found, SPILL)

@@ -25,7 +25,7 @@ class DrawnEdit:
 
     `region`: where the method might change it, grey (None: everywhere), `named` where it is of words; `changing`: where
     it should change, `still`: where it should not, both bool [H, W], and None where that is not known. `took`: whether
-    a change is to be seen. `jury` judges edits whose truth is known.
+    a change is to be seen; `sound`: whether the source is read as asked (None: its truth is not known). `jury` judges.
     """
 
     case: EditCase
@@ -36,6 +36,7 @@ class DrawnEdit:
     changing: np.ndarray | None
     still: np.ndarray | None
     took: bool
+    sound: bool | None
     jury: Jury | None
 
     @cached_property
@@ -46,15 +47,6 @@ class DrawnEdit:
         if self.jury is None or self.case.after is None or not self.sound:
             return None
         return done(self.jury, self.case, self.picture)
-
-    @cached_property
-    def sound(self) -> bool | None:
-        """Whether the source is read as asked; None where the truth is not known."""
-        from ..edits.jury import small
-
-        if self.jury is None or self.case.before is None:
-            return None
-        return all(self.jury.right(self.source, self.case.before, small(self.case)).values())
 
     @property
     def prompts(self) -> tuple[str, ...]:
