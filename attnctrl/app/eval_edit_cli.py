@@ -31,6 +31,7 @@ from .eval_run import (
     own,
     run_all,
 )  # fmt: skip
+from .models import load_model
 
 
 def edit(
@@ -98,7 +99,6 @@ def masks(
     from ..evals.edits.masks import measured, write
     from ..evals.edits.scenes import scenes_of
     from ..pipelines.folders import new_folder, refuse_used
-    from .models import load_model
 
     refuse_used(out)
     art = drawings.load(artwork)

@@ -23,7 +23,7 @@ from ..metrics.edits import DrawnEdit
 from ..runs.arms import Arm
 from ..runs.config import RunConfig
 from ..runs.tasks import Drawn, Step
-from .jury import Jury, edited, small
+from .jury import Jury, check_known, edited, small
 from .likeness import widened
 from .replay import replayed
 from .sets import EditCase, words_in
@@ -53,14 +53,17 @@ class EditTask:
         self._last: tuple[Any, Shared] | None = None
 
     def check(self, config: RunConfig, arm: Arm, one: EditCase) -> None:
-        """Raise ControlError for words that are not in the source's prompt, sizes that the model does not have, and
-        methods of sets."""
+        """Raise ControlError for words that the model does not read, sizes that it does not have, truth that no judge
+        knows, and methods of sets."""
         if any(isinstance(control, SharingControl) for control in arm.control):
             raise ControlError(f"{arm.name} draws sets of pictures in one style; give it to attnctrl eval style")
         try:
             check_size(self.pipe, one.height, one.width)
             for words in words_in(one.region):
                 columns_of(host_of(self.pipe), one.source, (words,))
+            for shown in (one.before, one.after):
+                if shown is not None and self.jury is not None:
+                    check_known(shown)
         except ControlError as fault:
             raise ControlError(f"the edit {one.id!r}: {fault}") from None
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ...embedded.backdrops import Backdrops
+from ...embedded.backdrops import NAMES, Backdrops
 from ...embedded.canvas import Array
 from ...embedded.judge import Judge
 from ...embedded.scenes import PAIRED
-from ...embedded.subjects import FINE, PAIR_SCALES, Seen, SubjectJudge, all_found, in_order
+from ...embedded.subjects import COLOR_NAMES, FINE, PAIR_SCALES, SUBJECTS, Seen, SubjectJudge, all_found, in_order
 from ...errors import ControlError
 from .sets import EditCase, Shown
 
@@ -66,6 +66,20 @@ class Jury:
             seen = self.subjects(image, PAIR_SCALES if small else (1.0,), FINE)
             self._read[key] = picture, seen
         return self._read[key][1]
+
+
+def check_known(shown: Shown) -> None:
+    """Raise ControlError for what no judge knows."""
+    asked = {
+        "subject": (shown.subjects, SUBJECTS),
+        "color": (filter(None, shown.colors), COLOR_NAMES),
+        "style": (filter(None, [shown.style]), PAIRED.styles),
+        "background": (filter(None, [shown.background]), NAMES),
+    }
+    for what, (names, known) in asked.items():
+        for name in names:
+            if name not in known:
+                raise ControlError(f"the embedded judges know no {what} {name!r}; they know {', '.join(known)}")
 
 
 def small(case: EditCase) -> bool:

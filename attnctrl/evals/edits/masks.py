@@ -25,7 +25,7 @@ from ...where import Where
 from ...words import Prompts, columns_of
 from .likeness import overlap
 from .replay import noised
-from .scenes import KINDS, Asked, Known
+from .scenes import KINDS, OUTSIDE, Asked, Known
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 BLOCKS = ("all", "late", "editable")
@@ -65,7 +65,7 @@ def measured(
         for place, (asked, true) in enumerate(zip(scene.words, masks, strict=True)):
             maps = {(b, s): _mean(recording, groups[b], s, place) for b in groups for s in STEPS}
             overlaps = {
-                (*key, threshold): overlap(region(values, threshold, true.shape), true)
+                (*key, threshold): overlap(found_by(asked, values, threshold, true.shape), true)
                 for key, values in maps.items()
                 for threshold in THRESHOLDS
             }
@@ -105,6 +105,12 @@ def region(values: Array, threshold: float, shape: tuple[int, ...]) -> Array:
     """Where a map [rows, columns] is beyond a threshold between its least and greatest value: bool of `shape`."""
     low, high = values.min(), values.max()
     return _fitted(((values - low) > threshold * (high - low)).astype(np.float32), shape) > 0.5
+
+
+def found_by(asked: Asked, values: Array, threshold: float, shape: tuple[int, ...]) -> Array:
+    """The region that is asked for, by the words' map."""
+    inside = region(values, threshold, shape)
+    return ~inside if asked.kind == OUTSIDE else inside
 
 
 def figures(found: Sequence[Measured]) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def sheet(found: Sequence[Measured], best: Mapping[str, Any]) -> Image.Image:
     rows = []
     for one in every:
         values = one.maps[best["blocks"], best["steps"]]
-        inside = region(values, best["threshold"], one.true.shape)
+        inside = found_by(one.asked, values, best["threshold"], one.true.shape)
         spread = np.clip((values - values.min()) / max(float(np.ptp(values)), 1e-12), 0, 1)
         parts = [_fitted(spread.astype(np.float32), one.true.shape), one.true, inside]
         greys = [Image.fromarray((np.asarray(part, np.float32) * 255).astype(np.uint8)) for part in parts]

@@ -16,8 +16,11 @@ from ...embedded.styles import STYLES
 
 PAINTED = tuple(name for name in STYLE_CHOICES if STYLES[name].colors)
 Kind = str
-KINDS: tuple[Kind, ...] = ("subject", "color", "color and subject", "background", "style", "subject of two")
-"""Kinds of words. A color's mask is its subject's, a background's all but the objects, a style's the whole frame."""
+OUTSIDE = "all but the subject"
+KINDS: tuple[Kind, ...] = ("subject", "color", "color and subject", OUTSIDE, "background", "style", "subject of two")
+"""Kinds of words. A color's mask is its subject's, a background's all but the objects, a style's the whole frame.
+
+OUTSIDE is what the words of a subject leave: the region of an edit of the background."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def scenes_of(count: int, seed: int) -> tuple[Known, ...]:
         said = {"subject": name, "color": color, "color and subject": f"{color} {name}"}
         words = [*(Asked(kind, text, (0,)) for kind, text in said.items()), Asked("style", style)]
         if backdrop:
-            words.append(Asked("background", backdrop))
+            words += [Asked(OUTSIDE, name), Asked("background", backdrop)]
         case = Case((name,), style, int(rng.integers(2**31)), colors=(color,))
         found.append(Known(case, backdrop, tuple(words)))
         pair = Case((name, other), style, int(rng.integers(2**31)), RELATIONS[number % 4])
@@ -81,6 +84,6 @@ def _subjects(rng: np.random.Generator, style: str) -> tuple[str, str]:
 def _mask(one: Asked, things: Array) -> Array:
     if one.kind == "style":
         return np.ones(things.shape[1:], bool)
-    if one.kind == "background":
+    if one.kind in ("background", OUTSIDE):
         return ~things.any(0)
     return np.asarray(things[list(one.objects)].any(0))

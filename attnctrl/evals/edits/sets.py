@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ...descriptions import Description
 from ...pictures import Picture
 from ...region import Region
+from ...words import WORD
 
 Kind = Literal[
     "change object", "change color", "change style", "change background", "add", "remove", "move",
@@ -62,13 +63,18 @@ class EditCase(Description):
 
     @field_validator("region", mode="before")
     @classmethod
-    def _words(cls, value: Any) -> Any:
+    def _text(cls, value: Any) -> Any:
         return {"words": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _both(self) -> EditCase:
+    def _fits(self) -> EditCase:
         if (self.before is None) != (self.after is None):
             raise ValueError("before and after are the truth of both pictures; give both, or none")
+        said = _words(self.source)
+        for words in words_in(self.region):
+            wanted = _words(words)
+            if not any(said[i : i + len(wanted)] == wanted for i in range(len(said))):
+                raise ValueError(f"the region's words {words!r} are not in the source {self.source!r}")
         return self
 
     @property
@@ -89,3 +95,7 @@ def words_in(region: Region | None) -> Iterator[str]:
             yield region.words
         for part in region.parts:
             yield from words_in(part)
+
+
+def _words(text: str) -> list[str]:
+    return [match[0].lower() for match in WORD.finditer(text)]

@@ -201,12 +201,11 @@ def _before(run: Finished, arms: Sequence[Arm], one: str, packing: tuple[int, in
     """What stands before an item's pictures: a set's reference, an edit's source and regions."""
     item = run.sets[one]
     if run.config.kind == "edit":
-        says = {"source": f"source: {item.source}", "region": "what may change", "mask": "what should change"}
+        says = {"source": "source", "region": "may change", "mask": "should change"}
         return [{"picture": _uri([picture], packing), "says": says[name]} for name, picture in beside(run, arms, one)]
     if item.reference is None:
         return []
-    says_it = f"reference: {item.caption}" if item.caption else "reference"
-    return [{"picture": _uri([item.reference], packing), "says": says_it}]
+    return [{"picture": _uri([item.reference], packing), "says": ": ".join(filter(None, ("reference", item.caption)))}]
 
 
 def _cell(run: Finished, arm: Arm, one: str, metrics: Sequence[str], packing: tuple[int, int]) -> dict[str, Any]:
