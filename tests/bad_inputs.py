@@ -10,10 +10,12 @@ SEARCH = ["heads", "search", "--objective", "contrast", "--prompts", "{lines}"]
 CHECK = ["heads", "check", "L1H0", "--objective", "contrast", "--prompts", "{lines}"]
 ATLAS = ["heads", "atlas", "--objective", "contrast", "--prompt", "a fox"]
 STYLE = ["eval", "style"]
+EDITS = ["eval", "edit"]
+MASKS = ["eval", "masks"]
 HEADS = ["eval", "heads", "L1H0", "--objective", "contrast", "--prompts", "{lines}"]
 LOOK = ["attention", "a fox on a beach"]
 APP = ["app", "--no-browser"]
-OUT = {"generate", "run", "demo", "attention", "search", "check", "atlas", "style", "heads"}
+OUT = {"generate", "run", "demo", "attention", "search", "check", "atlas", "style", "heads", "edit", "masks"}
 """Commands that write to --out."""
 
 
@@ -325,7 +327,7 @@ no.json | cannot read the recipe
 --out {used} | exists already
 """),
     (["attention", "a fox"], "Missing option"),
-    *[(words, says) for command in (SEARCH, ATLAS, HEADS, STYLE) for words, says in table(command, """
+    *[(words, says) for command in (SEARCH, ATLAS, HEADS, STYLE, EDITS) for words, says in table(command, """
 --size 60 | 64 is the nearest
 --size 9999 | at most
 --steps 0 | num_inference_steps
@@ -390,6 +392,31 @@ no.json | cannot read the recipe
 --batch-size 0 | batch_size
 --guidance-scale -1 | guidance_scale
 --seed -1 | seed
+"""),
+    *table(EDITS, """
+--set nosuch | there are no edits 'nosuch'
+--set {text} | line 1 is no JSON
+--set {empty} | line 1 is no JSON
+--set {picture} | cannot read the edits
+--set {folder} | is no folder of PIE-Bench
+--first 0 | choose 1 to 210
+--methods nosuch | no method is called
+--methods alignedgen | no method is called
+--methods consistedit:alpha=2 | alpha
+--methods consistedit:region=car | region
+--methods consistedit:threshold=1 | threshold
+--methods consistedit:region=judged;threshold=0.1 | a threshold is of words
+--methods inpaint:region=everywhere | keep keeps
+--methods inpaint:keep=false | no setting 'keep'
+--methods plain --sweep threshold=0.1 | none of the methods
+--methods plain --baseline copy | no method 'copy'
+"""),
+    *table(MASKS, """
+--scenes 0 | --scenes
+--steps 0 | num_inference_steps
+--model nosuch | there is no model
+--artwork no.npz | there is no artwork
+--out {used} | exists already
 """),
     (["eval"], ""),
     (["nosuch"], "No such command"),

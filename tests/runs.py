@@ -118,15 +118,15 @@ def stray(folder):
 @contextmanager
 def counted():
     """The prompts that are drawn meanwhile, one entry an item."""
-    from attnctrl.evals.runs import run
+    from attnctrl.evals.runs import tasks
 
-    drawn, generate = [], run.generate
+    drawn, generate = [], tasks.generate
 
     def counting(pipe, recipe, *more):
         drawn.append(recipe.prompts)
         return generate(pipe, recipe, *more)
 
-    with mock.patch.object(run, "generate", counting):
+    with mock.patch.object(tasks, "generate", counting):
         yield drawn
 
 

@@ -1,9 +1,9 @@
-"""`attnctrl eval`: batch evaluations of style consistency and of heads, their reports, and what changed between two."""
+"""`attnctrl eval`: batch evaluations of style consistency, of edits and of heads, their reports, and what changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,49 +13,47 @@ from ..pipelines.facts import facts_of
 from ..pipelines.folders import run_folder
 from ..pipelines.presets import preset_before
 from .asked import asked
-from .console import Bar, console, lines_of
+from .console import console, lines_of
 from .ending import keeping
+from .eval_edit_cli import edit, masks
+from .eval_run import (
+    Baseline,
+    Batch,
+    Device,
+    Dtype,
+    First,
+    Folder,
+    Guidance,
+    Methods,
+    Metrics,
+    Model,
+    Negative,
+    Offload,
+    Seed,
+    Size,
+    Steps,
+    Sweep,
+    Threads,
+    TrueCfg,
+    own,
+    run_all,
+    write,
+)  # fmt: skip
 from .models import load_model
 
-if TYPE_CHECKING:
-    from ..evals.runs.config import RunConfig
-    from ..evals.runs.run import Run
-    from ..evals.runs.sets import StyleSet
-
 app = typer.Typer(help=__doc__, no_args_is_help=True)
-Folder = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.")]
-Model = Annotated[str, typer.Option(help="An embedded model, a diffusers folder or a hub id.")]
-Metrics = Annotated[
-    str | None,
-    typer.Option(help="Metrics by comma (attnctrl eval metrics lists them); the model's usual ones if not given."),
-]
-Seed = Annotated[int, typer.Option(help="Of the run; every set's own is a hash of it and the set's id.")]
-Steps = Annotated[int | None, typer.Option(help="Solver steps; the model's own number if not given.")]
-Size = Annotated[str | None, typer.Option(help="Pixels: 64 or 80x48 (width x height).")]
-Guidance = Annotated[float | None, typer.Option(help="FLUX: the distilled guidance; SD3: classifier-free guidance.")]
-TrueCfg = Annotated[float | None, typer.Option(help="FLUX's classifier-free guidance; over 1 doubles the time.")]
-Negative = Annotated[str | None, typer.Option(help="For classifier-free guidance.")]
-Batch = Annotated[int, typer.Option(help="Pictures computed together; part of the run, floating point depends on it.")]
-Threads = Annotated[int, typer.Option(help="CPU threads a process; part of the run, floating point depends on it.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best one here if not given.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Offload = Annotated[str, typer.Option(help="none, model or sequential: for GPUs with little memory.")]
+app.command()(edit)
+app.command()(masks)
 
 
 @app.command()
 def style(
     out: Folder,
     sets: Annotated[str | None, typer.Option("--prompts", "--sets", help="A .jsonl of sets, or shipped ones.")] = None,
-    methods: Annotated[
-        list[str] | None, typer.Option(help="By comma: plain, alignedgen:strength=0.3, recipe.json ...")
-    ] = None,
-    sweep: Annotated[
-        list[str] | None, typer.Option(help="strength=0.1,0.3,1: one arm a value; may be repeated.")
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="The method that others are compared with; else the first.")
-    ] = None,
-    first: Annotated[int | None, typer.Option(help="Only so many of the sets, spread evenly.")] = None,
+    methods: Methods = None,
+    sweep: Sweep = None,
+    baseline: Baseline = None,
+    first: First = None,
     model: Model = "tiny-sd3",
     metrics: Metrics = None,
     seed: Seed = 0,
@@ -91,7 +89,7 @@ def style(
         "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
         "batch_size": batch_size, "threads": threads,
     }  # fmt: skip
-    _run(values, chosen, size, device, dtype, offload, out)
+    run_all(values, chosen, size, device, dtype, offload, out)
 
 
 @app.command()
@@ -130,7 +128,7 @@ def heads(
     with run_folder(out), keeping("nothing was written"):
         from ..evals.runs.heads import head_arms, prompt_sets
 
-        pipe = load_model(model, _own(device), dtype, offload)
+        pipe = load_model(model, own(device), dtype, offload)
         found = head_arms(pipe, model, heads, random_sets, seed, strength, u)
         values: dict[str, Any] = {
             "kind": "heads", "model": model, "sets": prompts.name, "arms": found, "baseline": found[0].name,
@@ -138,7 +136,7 @@ def heads(
             "guidance_scale": guidance_scale, "true_cfg_scale": true_cfg_scale, "negative_prompt": negative_prompt,
             "threads": threads,
         }  # fmt: skip
-        _run(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
+        run_all(values, prompt_sets(lines_of(prompts), repeats), size, device, dtype, offload, out, pipe)
 
 
 @app.command()
@@ -148,10 +146,7 @@ def report(
     rows: Annotated[int | None, typer.Option(help="How many sets the page shows, worst first.", min=1)] = None,
 ) -> None:
     """Write items.csv, summary.json, costs.json, table.md and report.html, one self-contained page, into the run."""
-    from ..evals.runs.report import write_report
-
-    for path in write_report(run, against, rows):
-        console.print(str(path), highlight=False, soft_wrap=True)
+    write(run, against, rows)
 
 
 @app.command()
@@ -182,53 +177,3 @@ def _metrics(text: str | None, model: str) -> tuple[str, ...]:
     if text is None:
         return EMBEDDED if model in MODELS else GENERAL
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
-def _own(device: str | None) -> str | None:
-    from ..evals.ledger import own_device
-
-    return own_device(device)
-
-
-def _run(
-    values: dict[str, Any], sets: tuple[StyleSet, ...], size: str | None, device: str | None, dtype: str | None,
-    offload: str, out: Path, pipe: Any = None,
-) -> None:  # fmt: skip
-    from ..evals.runs.config import RunConfig
-    from .options import size_of
-
-    config = RunConfig(**values, **size_of(size))
-    with run_folder(out), keeping(f"what is done is kept in {out}; the same command goes on"):
-        _draw(config, sets, device, dtype, offload, out, pipe)
-
-
-def _draw(
-    config: RunConfig, sets: tuple[StyleSet, ...], device: str | None, dtype: str | None, offload: str, out: Path,
-    pipe: Any,
-) -> None:  # fmt: skip
-    from ..evals.metrics.kinds import metrics as named
-    from ..evals.runs.run import Run
-
-    device = _own(device)
-    measures = named(config.metrics, device)
-    pipe = pipe or load_model(config.model, device, dtype, offload)
-    run = Run(pipe, config, sets, measures, out)
-    if run.state.is_main_process:
-        _say_begun(run)
-    with Bar("sets x methods") as step:
-        rows = run.run(step)
-        step(run.items, run.items, 0.0)
-    if not run.state.is_main_process:
-        return
-    failed = [row for row in rows.values() if row.failed]
-    if failed:
-        first = failed[0]
-        text = f"{len(failed)} of {run.items} failed, the first: {first.arm}, {first.set}: {first.failed}"
-        console.print(f"{text}; the same command tries them again", style="red", highlight=False, markup=False)
-    report(out, None, None)
-
-
-def _say_begun(run: Run) -> None:
-    done = sum(row.failed is None for row in run.rows().values())
-    text = f"{len(run.sets)} sets, {len(run.config.arms)} methods, {run.state.num_processes} process(es)"
-    console.print(f"{text}; {done} of {run.items} are done already" if done else text, highlight=False)

@@ -19,6 +19,8 @@ from .checks import check_call
 from .mixin import stock_call
 
 Stepped = Callable[[int, int], None]
+Led = Callable[[Any, int, Tensor], Tensor]
+"""The latents that stand for a run's own after a step: led(pipe, step, latents)."""
 
 
 def drawn(
@@ -29,6 +31,7 @@ def drawn(
     *,
     source: Source | None = None,
     own: Tensor | None = None,
+    led: Led | None = None,
     stepped: Stepped | None = None,
 ) -> tuple[Image.Image, Source]:
     """A picture of one prompt under controls that may edit `source`, and its run.
@@ -46,6 +49,8 @@ def drawn(
     def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if stepped:
             stepped(step + 1, pipe.num_timesteps)
+        if led is not None:
+            tensors["latents"] = led(pipe, step, tensors["latents"])
         if source is not None and own is not None:
             tensors["latents"] = _blended(source.latents[step + 1], tensors["latents"], own)
         return tensors

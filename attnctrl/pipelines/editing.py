@@ -65,8 +65,12 @@ class Edited(Opened):
     @property
     def took(self) -> bool:
         """Whether the edit is to be seen: at least a quarter of what the prompt alone changes."""
-        least = UNCHANGED if np.isnan(self.plainly) else max(UNCHANGED, LITTLE * self.plainly)
-        return self.changed >= least
+        return took(self.changed, self.plainly)
+
+
+def took(changed: float, plainly: float) -> bool:
+    """Whether a mean change of pixels is to be seen, beside the one that the prompt alone makes (NaN: not known)."""
+    return changed >= (UNCHANGED if np.isnan(plainly) else max(UNCHANGED, LITTLE * plainly))
 
 
 def open_source(
@@ -97,7 +101,7 @@ def edit(
     *,
     region: Region | str | None = None,
     keep: bool = False,
-    compare: bool = True,
+    compare: bool | Image.Image = True,
     stepped: Stepped | None = None,
     **call: Any,
 ) -> Edited:
@@ -106,7 +110,8 @@ def edit(
     control: editing methods, and any others beside them. region: where the picture may change, for controls that were
     given none; a text is words of the picture's prompt. keep: outside the region the latents are the source's after
     every step (blended latent diffusion, arXiv 2206.02779); needs a region. compare: also draw what the prompt alone
-    makes, one more run. call: arguments that differ from the opened picture's. Warns where the edit is not to be seen.
+    makes, one more run, unless it is given. call: arguments that differ from the opened picture's. Warns where the edit
+    is not to be seen.
     """
     _refuse(call)
     source = opened.source
@@ -120,11 +125,11 @@ def edit(
     own = weights.reshape(source.grid[-2:]) if weights is not None and keep else None
     said = {**opened.call, **call}
     run = {**said, "latents": source.latents[:1].to(host_of(pipe).device)}
-    plain = drawn(pipe, prompt, [], run, stepped=stepped)[0] if compare else None
+    plain = drawn(pipe, prompt, [], run, stepped=stepped)[0] if compare is True else compare or None
     image, result = drawn(pipe, prompt, controls, run, source=source, own=own, stepped=stepped)
-    mask = None if shown is None else _mask(shown, source, image.size)
-    changed, outside = _differences(image, opened.image, mask)
-    plainly = float("nan") if plain is None else _differences(plain, opened.image, mask)[0]
+    mask = None if shown is None else mask_of(shown, source, image.size)
+    changed, outside = differences(image, opened.image, mask)
+    plainly = float("nan") if plain is None else differences(plain, opened.image, mask)[0]
     done = Edited(image, result, said, opened.image, mask, plain, changed, outside, plainly)
     if not done.took and prompt != source.prompt:
         warnings.warn(_untaken(done, controls), NoEffectWarning, stacklevel=2)
@@ -144,11 +149,12 @@ def _within(control: Control, region: Region | None) -> Control:
     return control.model_copy(update={"region": region})
 
 
-def _mask(region: Region, source: Source, size: tuple[int, int]) -> Image.Image:
+def mask_of(region: Region, source: Source, size: tuple[int, int]) -> Image.Image:
+    """A region of a source as a grey picture of `size`, width and height in px; ControlError for words not there."""
     return region.image(source.grid, source.find).resize(size, Image.Resampling.NEAREST)
 
 
-def _differences(one: Image.Image, other: Image.Image, mask: Image.Image | None) -> tuple[float, float]:
+def differences(one: Image.Image, other: Image.Image, mask: Image.Image | None) -> tuple[float, float]:
     """Mean difference of pixels of 1 in the mask and elsewhere; without a mask everywhere, and NaN."""
     a, b = (np.asarray(x.convert("RGB"), np.float64) / 255 for x in (one, other))
     apart = np.abs(a - b).mean(-1)

@@ -14,7 +14,7 @@ import pytest
 from bad_inputs import BAD, ONE, OUT
 from PIL import Image
 
-from attnctrl.app import app_cli, attention_cli, cli, eval_cli, heads_cli
+from attnctrl.app import app_cli, attention_cli, cli, eval_cli, eval_edit_cli, eval_run, heads_cli
 
 
 def test_there_are_many():
@@ -77,7 +77,7 @@ def filled(word: str, things: dict[str, str], folder: Path) -> str:
 
 @pytest.mark.parametrize(("words", "says"), BAD, ids=[f"{i}-{words[0]}" for i, (words, _) in enumerate(BAD)])
 def test_bad_input_is_refused_before_a_model_is_loaded(words, says, things, monkeypatch, tmp_path, capsys):
-    for module in (cli, heads_cli, eval_cli, attention_cli):
+    for module in (cli, heads_cli, eval_cli, eval_edit_cli, eval_run, attention_cli):
         monkeypatch.setattr(module, "load_model", refuse)
     work, cache, kept = tmp_path / "work", tmp_path / "cache", Path(things["text"]).parent
     work.mkdir()

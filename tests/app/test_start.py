@@ -26,7 +26,7 @@ print(json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))
 HELP = [
     [], ["demo"], ["generate"], ["edit"], ["run"], ["info"], ["app"], ["attention"], ["methods"], ["heads"], ["heads", "search"],
     ["heads", "check"], ["heads", "atlas"], ["heads", "presets"], ["eval"], ["eval", "style"], ["eval", "heads"],
-    ["eval", "report"], ["eval", "diff"], ["eval", "metrics"], ["embedded"],
+    ["eval", "edit"], ["eval", "masks"], ["eval", "report"], ["eval", "diff"], ["eval", "metrics"], ["embedded"],
 ]  # fmt: skip
 SAID = [
     (["--version"], 0),
@@ -42,6 +42,8 @@ SAID = [
     (["app", "--port", "99999"], 2),
     (["heads", "search", "--objective", "os:system", "--prompts", __file__, "--out", "new"], 2),
     (["eval", "style", "--out", "new", "--threads", "0"], 2),
+    (["eval", "edit", "--out", "new", "--threads", "0"], 2),
+    (["eval", "masks", "--out", "new", "--steps", "0"], 2),
 ]
 
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from math import isfinite
 from types import MappingProxyType
+from typing import Any
 
 from ...errors import ControlError
 from ..objectives import KINDS as OBJECTIVES
@@ -31,6 +32,22 @@ KINDS = MappingProxyType(
         "dino": Kind("networks", "[FOLDER]", "pairwise DINO cosine of pictures"),
         "csd": Kind("networks", "[FILE]", "pairwise cosine of Contrastive Style Descriptors"),
         "dreamsim": Kind("networks", "[FOLDER]", "1 - pairwise DreamSim distance"),
+        "edit-success": Kind("edits", "", "share of edits whose change the embedded judges read as asked", of="edit"),
+        "rest-as-asked": Kind(
+            "edits", "", "share of edits of which the embedded judges still read all else as asked", of="edit"
+        ),
+        "background-psnr": Kind(
+            "edits", "", "PSNR of edit and source where nothing should change, dB; 60 where they are equal", of="edit"
+        ),
+        "background-ssim": Kind("edits", "", "SSIM of edit and source where nothing should change", of="edit"),
+        "canny-ssim": Kind(
+            "edits", "", "SSIM of the Canny edges of edit and source: structure that is kept", of="edit"
+        ),
+        "untaken": Kind("edits", "", "share of edits that are not to be seen: they did not happen", False, "edit"),
+        "region-iou": Kind("edits", "", "overlap of the words' region with what the judge outlines", of="edit"),
+        "source-as-asked": Kind(
+            "edits", "", "share of sources that the embedded judges read as asked; success is of these alone", of="edit"
+        ),
     }
 )
 FRECHET = "frechet-lite"
@@ -39,6 +56,10 @@ EMBEDDED = ("style-agreement", "style-as-asked", "subject-as-asked", "leakage", 
 """What is measured of the embedded models if nothing is asked for."""
 GENERAL = ("lite-style", "lite-diversity", FRECHET)
 """The same of other models; needs no weights of the user's."""
+EDITS = tuple(name for name, kind in KINDS.items() if kind.of == "edit")
+"""What is measured of edits if nothing is asked for."""
+OF_EITHER = "clip-t"
+"""A set's metric that edits have too: of the edit and its prompt."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +67,29 @@ class Measured:
     """A `Metric` made of a function; its value checked."""
 
     name: str
-    value: Callable[[DrawnSet], float | None]
+    value: Callable[[Any], float | None]
 
-    def __call__(self, drawn: DrawnSet) -> float | None:
+    def __call__(self, drawn: Any) -> float | None:
         """ControlError for what is no finite number."""
         value = self.value(drawn)
         if value is not None and not isfinite(value):
-            raise ControlError(f"{self.name} gave {value} for the set that begins with {drawn.prompts[0]!r}")
+            raise ControlError(f"{self.name} gave {value} for what begins with {drawn.prompts[0]!r}")
         return value
 
 
-def metric(text: str, models: Models) -> Metric:
+def metric(text: str, models: Models, of: str = "set") -> Metric:
     """The metric that a text names: one of KINDS (`NAME` or `NAME:ARGUMENT`), or any objective, its mean over a set.
 
-    Raises ControlError for a name, an argument or weights that are not there.
+    of: "set" or "edit", what is measured. Raises ControlError for a name, an argument or weights that are not there,
+    and for a metric of the other.
     """
+    if of == "edit":
+        return _of_edits(text, models)
     name, colon, argument = (part.strip() for part in text.partition(":"))
     if name in KINDS:
         kind = KINDS[name]
+        if kind.of != "set":
+            raise ControlError(f"{name} is measured of edits: attnctrl eval edit")
         if colon and not kind.argument:
             raise ControlError(f"{name} takes nothing after the colon; write {name}, not {text!r}")
         value = import_module(f"attnctrl.evals.metrics.{kind.module}").make(name, argument, models)
@@ -81,6 +107,23 @@ def metric(text: str, models: Models) -> Metric:
     return Measured(text, value_of)
 
 
+def _of_edits(text: str, models: Models) -> Metric:
+    """A metric of edits: one of EDITS, or one of pictures and their prompts."""
+    name, colon, _ = (part.strip() for part in text.partition(":"))
+    if name in EDITS:
+        if colon:
+            raise ControlError(f"{name} takes nothing after the colon; write {name}, not {text!r}")
+        return Measured(text, import_module(f"attnctrl.evals.metrics.{KINDS[name].module}").make(name, "", models))
+    if (name in KINDS or name == FRECHET) and name != OF_EITHER:
+        raise ControlError(f"{name} is measured of sets; of edits are {', '.join(EDITS)}, {OF_EITHER} and objectives")
+    if name not in (*OBJECTIVES, OF_EITHER) and ":" not in text:
+        near = get_close_matches(name, (*EDITS, *OBJECTIVES), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(EDITS)}, or an objective"
+        raise ControlError(f"no metric is called {name!r}; {hint}")
+    one = metric(text, models)
+    return Measured(text, lambda drawn: one(drawn.as_set))
+
+
 def says(text: str) -> str:
     """What a metric's number is; empty for a user's own."""
     name = text.partition(":")[0]
@@ -95,9 +138,12 @@ def higher_is_better(text: str) -> bool:
     return name != FRECHET and (name not in KINDS or KINDS[name].higher_is_better)
 
 
-def metrics(texts: Sequence[str], device: str | None = None) -> list[Metric]:
-    """Every metric of a set that is named, with shared networks; FRECHET, a whole method's, is left to the report."""
+def metrics(texts: Sequence[str], device: str | None = None, of: str = "set") -> list[Metric]:
+    """Every metric of a set, or of an edit, that is named, with shared networks; FRECHET, a whole method's, is left to
+    the report."""
     models = Models(device)
+    if of == "edit":
+        return [metric(text, models, of) for text in texts]
     if FRECHET in texts:
         metric("lite-style", models)  # so that a missing extra is said now
     return [metric(text, models) for text in texts if text != FRECHET]

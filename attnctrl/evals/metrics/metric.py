@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -53,21 +53,24 @@ class DrawnSet:
 
 
 class Metric(Protocol):
-    """One number a set, or None where the set cannot be measured so; `name` is the text that made it."""
+    """One number a set (a DrawnSet) or an edit (a DrawnEdit), or None where it cannot be measured so; `name` is the
+    text that made it."""
 
     @property
     def name(self) -> str: ...
-    def __call__(self, drawn: DrawnSet) -> float | None: ...
+    def __call__(self, drawn: Any) -> float | None: ...
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A family of metrics: its module, what stands after the colon ("[...]": or nothing), whether more is better."""
+    """A family of metrics: its module, what stands after the colon ("[...]": or nothing), whether more is better, and
+    whether it is of a "set" or an "edit"."""
 
     module: str
     argument: str
     says: str
     higher_is_better: bool = True
+    of: str = "set"
 
 
 def mean_of_pairs(features: np.ndarray) -> float:

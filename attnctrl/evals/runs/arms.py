@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ...control import Control
 from ...descriptions import Description, explain
@@ -25,7 +25,9 @@ from ...registry import control_class, control_of, controls, presets
 from ...written import split
 from .sets import StyleSet
 
-PLAIN, COPY = "plain", "copy"
+PLAIN, COPY, INPAINT = "plain", "copy", "inpaint"
+EDITING = "editing"
+"""The group of all methods of edits."""
 VARIANTS = MappingProxyType(
     {
         "alignedgen": "aligned",
@@ -48,17 +50,39 @@ _OPTIONS = ("negative_prompt", "height", "width", "num_inference_steps", "guidan
 _STANDIN = Reference(picture=Image.new("RGB", (8, 8)), caption="the set's reference")
 
 
+class EditWay(Description):
+    """How an arm edits: `keep` the source's latents outside of the region, and where the region comes from.
+
+    region: "set" is the edit's own, its words found by attention from `threshold` on (None: the usual one); "judged" is
+    what the embedded judge outlines, and the set's own where there is no truth; "everywhere" is none.
+    """
+
+    keep: bool = False
+    region: Literal["set", "judged", "everywhere"] = "set"
+    threshold: float | None = Field(None, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> EditWay:
+        if self.threshold is not None and self.region != "set":
+            raise ValueError(f"a threshold is of words that are found by attention, and the region is {self.region}")
+        if self.keep and self.region == "everywhere":
+            raise ValueError("keep keeps what lies outside of a region, and the region is everywhere")
+        return self
+
+
 class Arm(Description):
     """One method of a run: its controls, what it changes of the pipeline's call, and its place in a sweep.
 
-    `copies`: the leader's picture stands for every picture, the baseline that no method may lose to nor be. `series` is
-    the name without its swept values; `swept` are these.
+    `copies`: the leader's picture (the source, of edits) stands for every picture, the baseline that no method may lose
+    to nor be. `edits`: how it edits, in a run of edits. `series` is the name without its swept values; `swept` are
+    these.
     """
 
     name: str
     control: tuple[AnyControl, ...] = ()
     options: dict[str, Any] = Field({})
     copies: bool = False
+    edits: EditWay | None = None
     series: str = ""
     swept: dict[str, Any] = Field({})
 
@@ -115,19 +139,21 @@ def _waits(control: SharingControl) -> bool:
     return isinstance(control.reference, Reference) and control.reference.caption == _STANDIN.caption
 
 
-def arms(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[Arm, ...]:
+def arms(methods: Sequence[str], sweeps: Sequence[str] = (), edits: bool = False) -> tuple[Arm, ...]:
     """The arms that texts name, in order.
 
     A method is `plain`, `copy`, a control's kind or a VARIANT, a group (GROUPS) or a recipe's file; each may have
     settings: `aligned:strength=0.3;blocks=0-3`. A sweep, `strength=0.1,0.3,1`, takes the place of every arm that has
-    that setting by one arm a value; several sweeps make all combinations. Raises ControlError.
+    that setting by one arm a value; several sweeps make all combinations. With `edits`, of a run of edits: `inpaint` is
+    a method too, EditWay's fields are settings, the group is `editing`. Raises ControlError.
     """
+    groups = {EDITING: (PLAIN, INPAINT, *_ready())} if edits else GROUPS
     texts = [text for part in methods for text in split(part)]
-    texts = [one for text in texts for one in GROUPS.get(text, (text,))]
+    texts = [one for text in texts for one in groups.get(text, (text,))]
     if not texts:
-        raise ControlError(f"no method is given; name some of {', '.join(_names())}, or a recipe.json")
+        raise ControlError(f"no method is given; name some of {', '.join(_names(edits))}, or a recipe.json")
     found: dict[str, Arm] = {}
-    for arm in _swept([_arm(text) for text in dict.fromkeys(texts)], sweeps):
+    for arm in _swept([_arm(text, edits) for text in dict.fromkeys(texts)], sweeps):
         slugs = {one.slug: one.name for one in found.values()}
         if arm.slug in slugs:
             raise ControlError(f"{arm.name!r} and {slugs[arm.slug]!r} would share a folder; give them different names")
@@ -135,9 +161,9 @@ def arms(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[Arm, ...]:
     return tuple(found.values())
 
 
-def _arm(text: str) -> Arm:
+def _arm(text: str, edits: bool) -> Arm:
     name, _, settings = text.partition(":")
-    if name in GROUPS:
+    if name in ((EDITING,) if edits else GROUPS):
         raise ControlError(f"{name} is a group of methods and takes no settings; give them to one method")
     values = dict(_setting(part) for part in split(settings, ";"))
     if name.endswith((".json", ".png")):
@@ -148,15 +174,19 @@ def _arm(text: str) -> Arm:
         base = Arm(name=Path(name).stem, control=recipe.control, options=options)
     elif name in (PLAIN, COPY):
         base = Arm(name=name, copies=name == COPY)
-    elif name in VARIANTS:
+    elif name == INPAINT and edits:
+        base = Arm(name=name, edits=EditWay(keep=True))
+    elif name in VARIANTS and not edits:
         kind, _, own = VARIANTS[name].partition(":")
         base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in split(own, ";")))]))
     elif name in controls() or name in presets():
         base = Arm(name=name, control=_controls([_described(name, {})]))
     else:
-        near = get_close_matches(name, [*_names(), *GROUPS], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(_names())}, or give a recipe's file"
+        near = get_close_matches(name, [*_names(edits), *((EDITING,) if edits else GROUPS)], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(_names(edits))}, or give a recipe's file"
         raise ControlError(f"no method is called {name!r}; {hint}")
+    if edits and base.edits is None:
+        base = base.model_copy(update={"edits": EditWay()})
     for key, value in values.items():
         changed = _with(base, key, value)
         if changed is None:
@@ -190,6 +220,8 @@ def _over(arm: Arm, key: str, values: Sequence[Any]) -> list[Arm]:
 
 
 def _has(arm: Arm, key: str) -> bool:
+    if arm.edits is not None and key in EditWay.model_fields:
+        return bool(arm.control) or (arm.edits.keep and key != "keep")
     return bool(arm.control) and (key in _WHERE or any(key in type(c).model_fields for c in arm.control))
 
 
@@ -199,6 +231,11 @@ def _with(arm: Arm, key: str, value: Any) -> Arm | None:
         return None
     if key in _GIVEN:
         raise ControlError(f"{key} cannot be set in a method's text; the sets bring references, or write a recipe")
+    if arm.edits is not None and key in EditWay.model_fields:
+        try:
+            return arm.model_copy(update={"edits": EditWay.model_validate({**dict(arm.edits), key: value})})
+        except ValidationError as fault:
+            raise ControlError(f"a method's settings: {explain(fault)}") from None
     changed = []
     for control in arm.control:
         body = control.model_dump()
@@ -243,5 +280,14 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _names() -> list[str]:
-    return [PLAIN, COPY, *controls(), *presets(), *VARIANTS]
+def _names(edits: bool) -> list[str]:
+    return [PLAIN, COPY, INPAINT, *controls()] if edits else [PLAIN, COPY, *controls(), *presets(), *VARIANTS]
+
+
+def _ready() -> list[str]:
+    """Editing methods that need no setting."""
+    return [
+        kind
+        for kind, cls in controls("editing").items()
+        if not any(field.is_required() for field in cls.model_fields.values())
+    ]

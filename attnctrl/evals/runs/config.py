@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ...descriptions import Description
 from ...pipelines.recipe import Environment
 from .arms import Arm
-from .sets import StyleSet
+from .sets import Item
 
 SETS = "sets.jsonl"
 
@@ -26,7 +26,7 @@ class RunConfig(Description):
     """
 
     run: int = Field(1, ge=1, le=1)
-    kind: str = "style"
+    kind: Literal["style", "heads", "edit"] = "style"
     model: str
     sets: str
     sets_digest: str = ""
@@ -67,7 +67,8 @@ class Row(Description):
     """One set drawn by one arm; `failed` says why there is nothing, `warned` what was odd.
 
     `seconds` to draw, `measuring` to save and measure; `peak_mib`: the GPU's peak, on a CPU the process's (begun anew
-    where the system can). `pictures`: file below the run's folder to the SHA-256 of its bytes.
+    where the system can). `pictures`: file below the run's folder to the SHA-256 of its bytes; `beside`: the same of
+    what is shown with them, an edit's source and masks.
     """
 
     set: str
@@ -77,6 +78,7 @@ class Row(Description):
     measuring: float = 0.0
     peak_mib: float = 0.0
     pictures: dict[str, str] = Field({})
+    beside: dict[str, str] = Field({})
     values: dict[str, float | None] = Field({})
     failed: str | None = None
     warned: str | None = None
@@ -86,18 +88,28 @@ class Row(Description):
         """Arm and set."""
         return self.arm, self.set
 
+    @property
+    def files(self) -> dict[str, str]:
+        """All of its files."""
+        return {**self.pictures, **self.beside}
+
 
 def seed_of(seed: int, name: str) -> int:
     """A set's own seed, from the run's: the same on any machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
 
 
-def digest(sets: Sequence[StyleSet]) -> str:
+def item_seed(seed: int, one: Item) -> int:
+    """An item's seed: what its line says, or of the run's and its id."""
+    return seed_of(seed, one.id) if one.seed is None else one.seed
+
+
+def digest(sets: Sequence[Item]) -> str:
     """Of the sets' content, pictures included."""
     return hashlib.sha256(dumped(sets).encode()).hexdigest()[:16]
 
 
-def dumped(sets: Sequence[StyleSet]) -> str:
+def dumped(sets: Sequence[Item]) -> str:
     """Sets as JSONL that stands alone: pictures are data URIs."""
     return "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in sets)
 

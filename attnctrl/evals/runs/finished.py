@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 
 from ...descriptions import explain
 from ...errors import ControlError
+from ..edits.reading import read_edits
 from ..ledger import CONFIG, entries
 from .arms import Arm
 from .config import SETS, Row, RunConfig, digest
 from .run import damaged_file, merged
-from .sets import StyleSet, read_sets
+from .sets import Item, read_sets
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Finished:
 
     folder: Path
     config: RunConfig
-    sets: Mapping[str, StyleSet]
+    sets: Mapping[str, Any]
     rows: Mapping[tuple[str, str], Row]
 
     @property
@@ -52,14 +54,23 @@ class Finished:
     def pictures(self, arm: Arm, one: str) -> list[Image.Image]:
         """The pictures of an item, RGB, in order; none where it is missing. ControlError for one that is damaged."""
         row = self.row(arm, one)
+        return [] if row is None else self._opened(row.pictures)
+
+    def beside(self, arm: Arm, one: str) -> dict[str, Image.Image]:
+        """What is shown with an item, by the stem of its file: an edit's source and masks; as `pictures`."""
+        row = self.row(arm, one)
         if row is None:
-            return []
-        if name := damaged_file(self.folder, row.pictures):
+            return {}
+        stems = [Path(name).stem.removeprefix(f"{one}-") for name in row.beside]
+        return dict(zip(stems, self._opened(row.beside), strict=True))
+
+    def _opened(self, files: Mapping[str, str]) -> list[Image.Image]:
+        if name := damaged_file(self.folder, files):
             raise ControlError(
                 f"{self.folder / name} is not what was drawn; give the command that began the run, which draws it again"
             )
         opened = []
-        for name in row.pictures:
+        for name in files:
             with Image.open(self.folder / name) as image:
                 opened.append(image.convert("RGB"))
         return opened
@@ -68,7 +79,7 @@ class Finished:
 def read_run(folder: Path) -> Finished:
     """The run of a folder; ControlError says what is wrong with it."""
     if not (folder / CONFIG).is_file():
-        raise ControlError(f"{folder} holds no run: {CONFIG} is missing; give the --out of attnctrl eval style")
+        raise ControlError(f"{folder} holds no run: {CONFIG} is missing; give the --out of attnctrl eval")
     try:
         config = RunConfig.model_validate_json((folder / CONFIG).read_bytes())
         lines = [entry["rows"] for path in sorted(folder.glob("results-*.jsonl")) for entry in entries(path)]
@@ -77,7 +88,7 @@ def read_run(folder: Path) -> Finished:
         raise ControlError(f"{folder} holds no run of attnctrl eval: {explain(fault)}") from None
     if not (folder / SETS).is_file():
         raise ControlError(f"{folder} has drawn nothing yet; give the command that began it again")
-    sets = read_sets(folder / SETS)
+    sets: Sequence[Item] = read_edits(folder / SETS) if config.kind == "edit" else read_sets(folder / SETS)
     if digest(sets) != config.sets_digest:
         raise ControlError(f"{folder / SETS} is not what the run began with; give the command that began it again")
     return Finished(folder, config, {one.id: one for one in sets}, rows)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ..metrics.kinds import KINDS, higher_is_better, says
 from .arms import Arm
-from .config import seed_of
+from .config import item_seed
+from .edit_sheet import beside
 from .finished import Finished
 from .plot import colours, sweep_plots, tradeoff
 from .summary import Cost, Figure, Summary, worst_first
@@ -28,6 +29,32 @@ TILE, GAP, BYTES = 96, 2, 6_500_000
 """Pixels of a picture's longer side, at most; pixels between two; what all pictures should take together."""
 PACKINGS = ((TILE, 88), (TILE, 80), (TILE, 70), (TILE, 60), (80, 60), (64, 60), (48, 60))
 """Pixels and WebP's quality to choose from."""
+
+_SETS = {
+    "over": "style consistency",
+    "title": "Style consistency",
+    "item": "set",
+    "items": "sets of prompts",
+    "asks": "How alike are pictures of one set in style, and what do the methods give up for it?",
+    "copies": "copies of the leader, which no method should become",
+    "copy": "copies the leader",
+    "took": "to draw all of its pictures, without measuring",
+}
+TOLD = {
+    "style": _SETS,
+    "heads": _SETS,
+    "edit": {
+        "over": "edits",
+        "title": "Edits",
+        "item": "edit",
+        "items": "edits",
+        "asks": "Which edits happen as asked, and what do the methods change besides?",
+        "copies": "the source itself, which no method should become",
+        "copy": "the source itself",
+        "took": "to draw the edit, without its source and without measuring",
+    },
+}
+"""What a page calls things, by the kind of its run."""
 
 
 def page(run: Finished, summary: Summary, costs: Mapping[str, Cost], rows: int | None = None) -> str:
@@ -44,6 +71,7 @@ def page(run: Finished, summary: Summary, costs: Mapping[str, Cost], rows: int |
         run=run,
         summary=summary,
         costs=costs,
+        told=TOLD[run.config.kind],
         settings=_settings(run),
         troubles={"failed": _troubles(run, "failed"), "warned": _troubles(run, "warned")},
         columns=_columns(summary),
@@ -162,11 +190,22 @@ def _sets(run: Finished, summary: Summary, shown: Sequence[str]) -> Iterator[dic
         kept = [[v for row in drawn if (v := row.values.get(name)) is not None] for name in summary.metrics]
         yield {
             "one": run.sets[one],
-            "reference": _uri([reference], packing) if (reference := run.sets[one].reference) else None,
-            "seed": found[0].seed if found else seed_of(run.config.seed, one),
+            "before": _before(run, arms, one, packing),
+            "seed": found[0].seed if found else item_seed(run.config.seed, run.sets[one]),
             "means": [float(np.mean(values)) if values else None for values in kept],
             "cells": [_cell(run, arm, one, summary.metrics, packing) for arm in arms],
         }
+
+
+def _before(run: Finished, arms: Sequence[Arm], one: str, packing: tuple[int, int]) -> list[dict[str, str]]:
+    """What stands before an item's pictures: a set's reference, an edit's source and regions."""
+    item = run.sets[one]
+    if run.config.kind == "edit":
+        says = {"source": "source", "region": "may change", "mask": "should change"}
+        return [{"picture": _uri([picture], packing), "says": says[name]} for name, picture in beside(run, arms, one)]
+    if item.reference is None:
+        return []
+    return [{"picture": _uri([item.reference], packing), "says": ": ".join(filter(None, ("reference", item.caption)))}]
 
 
 def _cell(run: Finished, arm: Arm, one: str, metrics: Sequence[str], packing: tuple[int, int]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from .finished import Finished, read_run
 from .summary import Figure, Summary, costs, summarise
 
 ITEMS, SUMMARY, COSTS, TABLE, PAGE = "items.csv", "summary.json", "costs.json", "table.md", "report.html"
+SHEET = "sheet.png"
+"""Of a run of edits."""
 KEPT = "frechet.npz"
 """Features of every item's pictures, so that a second report does not read them again."""
 DRAWS = 200
@@ -45,7 +47,12 @@ def write_report(folder: Path, against: str | None = None, rows: int | None = No
             TABLE: table(summary),
             PAGE: page(run, summary, spent, rows),
         }
-        return [write_file(folder / name, text.encode()) for name, text in texts.items()]
+        bodies = {name: text.encode() for name, text in texts.items()}
+        if run.config.kind == "edit":
+            from .edit_sheet import edit_sheet
+
+            bodies[SHEET] = edit_sheet(run, summary, rows)
+        return [write_file(folder / name, body) for name, body in bodies.items()]
     except OSError as fault:
         raise ControlError(f"cannot write the report to {folder}: {fault.strerror}") from None
 
@@ -55,14 +62,15 @@ def items_csv(run: Finished) -> str:
     metrics = [name for name in run.config.metrics if name != FRECHET]
     text = StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["method", "set", "style", "seed", *metrics, "failed", "warned"])
+    what = ["edit", "kind"] if run.config.kind == "edit" else ["set", "style"]
+    lines.writerow(["method", *what, "seed", *metrics, "failed", "warned"])
     for one in run.sets.values():
         for arm in run.config.arms:
             row = run.rows.get((arm.name, one.id))
             if row is not None:
                 values = ["" if (x := row.values.get(name)) is None else f"{x:.6g}" for name in metrics]
                 odd = row.failed or "", row.warned or ""
-                lines.writerow([arm.name, one.id, one.style or "", row.seed, *values, *odd])
+                lines.writerow([arm.name, one.id, one.part, row.seed, *values, *odd])
     return text.getvalue()
 
 
@@ -81,6 +89,9 @@ def table(summary: Summary) -> str:
     if gaps:
         title = f"Difference to {summary.baseline}, paired by set (bold: the 95% interval leaves zero out):"
         parts += [title, _rows(["method", *(f"{name} {arrows[name]}" for name in compared)], gaps)]
+    for name, by_part in summary.parts.items():
+        means = [[one.arm.name, *(_cell(by_part[part].get(one.arm.name)) for part in by_part)] for one in summary.arms]
+        parts += [f"{name} {arrows[name]} by kind of edit:", _rows(["method", *by_part], means)]
     return "\n\n".join(parts) + "\n"
 
 

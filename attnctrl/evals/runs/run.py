@@ -18,39 +18,41 @@ from pydantic import ValidationError
 
 from ...descriptions import explain
 from ...errors import ControlError, NoEffectWarning, OverGuidanceWarning
-from ...pipelines.generate import check_arguments, check_size, environment, generate
+from ...pipelines.generate import check_arguments, check_size, environment
 from ...pipelines.mixin import ControlledPipeline
 from ...pipelines.presets import described
 from ...pipelines.recipe import PNG_KEY, Recipe
 from ...processors.attaching import host_of
 from ..ledger import Ledger, processes, write_file
-from ..metrics.metric import DrawnSet, Metric
+from ..metrics.metric import Metric
 from . import memory
 from .arms import Arm
-from .config import SETS, Row, RunConfig, digest, dumped, picture_file, seed_of
-from .sets import StyleSet
+from .config import SETS, Row, RunConfig, digest, dumped, item_seed, picture_file
+from .sets import Item
+from .tasks import Drawn, Step, StyleTask, Task
 
 Progress = Callable[[int, int, float], None]
 """progress(items done by all processes, items in all, seconds left)."""
-Step = Callable[[], None]
 
 
 class Run:
-    """A run in a folder. One item is one set under one arm: one line of the ledger, one file a picture.
+    """A run in a folder. One item is one set (or edit) under one arm: one line of the ledger, one file a picture.
 
-    Items are shared out by set. An item that fails is a row that says why, and is tried again when the run is started
-    again. Raises ControlError for a folder of another run, sets that an arm cannot draw, and a folder that cannot be
-    written to.
+    `task` says how an item is drawn; style sets if not given. Items are shared out by set. An item that fails is a row
+    that says why, and is tried again when the run is started again. Raises ControlError for a folder of another run,
+    sets that an arm cannot draw, and a folder that cannot be written to.
     """
 
     def __init__(
         self,
         pipe: ControlledPipeline,
         config: RunConfig,
-        sets: Sequence[StyleSet],
+        sets: Sequence[Item],
         metrics: Sequence[Metric],
         folder: Path,
+        task: Task | None = None,
     ) -> None:
+        self.task: Task = task or StyleTask(pipe)
         torch.set_num_threads(config.threads)
         sites = host_of(pipe).sites
         for arm in config.arms:
@@ -59,7 +61,7 @@ class Run:
             check_arguments(pipe, Recipe(model=config.model, prompts=("",), **options))
             check_size(pipe, options.get("height"), options.get("width"))
             for one in sets:
-                arm.check(one)
+                self.task.check(config, arm, one)
         self.pipe, self.metrics, self.folder = pipe, metrics, folder
         self.sets = {one.id: one for one in sets}
         settled = {"weights": described(pipe, config.model)["weights"], "environment": environment(pipe)}
@@ -100,63 +102,46 @@ class Run:
             self.ledger.read()
         return self.rows()
 
-    def item(self, arm: Arm, one: StyleSet, step: Step | None = None) -> Row:
+    def item(self, arm: Arm, one: Item, step: Step | None = None) -> Row:
         """Draw, save and measure one set under one arm."""
-        seed = seed_of(self.config.seed, one.id)
+        seed = item_seed(self.config.seed, one)
         memory.reset()
         begin = time.monotonic()
         try:
             with warnings.catch_warnings(record=True) as raised:
                 warnings.simplefilter("always")
-                pictures, recipe = self._drawn(arm, one, seed, step)
+                drawn = self.task.draw(self.config, arm, one, seed, step)
             warned = [str(w.message) for w in raised if issubclass(w.category, NoEffectWarning | OverGuidanceWarning)]
-            drawn = time.monotonic()
+            ended = time.monotonic()
             peak = memory.peak_mib()
-            files = self._saved(arm, one, pictures, recipe)
-            values = self._measured(one, pictures)
+            files, beside = self._saved(arm, one, drawn)
+            values = {metric.name: metric(drawn.measured) for metric in self.metrics}
         except Exception as fault:
             if isinstance(fault, OSError) and fault.errno in _DISK:
                 raise
             return Row(set=one.id, arm=arm.name, seed=seed, failed=_sentence(fault))
+        taken = ended - begin if drawn.seconds is None else drawn.seconds
         return Row(
-            set=one.id, arm=arm.name, seed=seed, seconds=round(drawn - begin, 4),
-            measuring=round(time.monotonic() - drawn, 4), peak_mib=round(peak, 1), pictures=files, values=values,
+            set=one.id, arm=arm.name, seed=seed, seconds=round(taken, 4), measuring=round(time.monotonic() - ended, 4),
+            peak_mib=round(peak, 1), pictures=files, beside=beside, values=values,
             warned="; ".join(dict.fromkeys(warned)) or None,
         )  # fmt: skip
 
-    def _drawn(self, arm: Arm, one: StyleSet, seed: int, step: Step | None) -> tuple[list[Image.Image], Recipe]:
-        prompts = one.prompts[:1] if arm.copies and one.reference is None else one.prompts
-        recipe = Recipe(
-            model=self.config.model, prompts=prompts, control=arm.on(one), seed=seed,
-            batch_size=self.config.batch_size, **self.config.options(arm),
-        )  # fmt: skip
-        result = generate(self.pipe, recipe, (lambda done, total: step()) if step else None)
-        pictures = list(result.pictures)
-        if arm.copies:
-            leader = pictures[0] if one.reference is None else one.reference.resize(pictures[0].size)
-            pictures = [leader] * len(one.prompts)
-        return pictures, result.recipe
-
-    def _saved(self, arm: Arm, one: StyleSet, pictures: Sequence[Image.Image], recipe: Recipe) -> dict[str, str]:
+    def _saved(self, arm: Arm, one: Item, drawn: Drawn) -> tuple[dict[str, str], dict[str, str]]:
+        """Write the pictures, with what replays them, and those beside; each with its SHA-256."""
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(PNG_KEY, recipe.dump())
-        files = {}
-        for number, picture in enumerate(pictures):
-            name = picture_file(arm, one.id, number)
-            body = BytesIO()
-            picture.save(body, "PNG", pnginfo=info)
-            files[name] = hashlib.sha256(body.getvalue()).hexdigest()
-            write_file(self.folder / name, body.getvalue())
-        return files
+        info.add_itxt(PNG_KEY, drawn.recipe)
+        own = {picture_file(arm, one.id, number): picture for number, picture in enumerate(drawn.pictures)}
+        files = {name: self._written(name, picture, info) for name, picture in own.items()}
+        return files, {name: self._written(name, picture) for name, picture in drawn.beside.items()}
 
-    def _measured(self, one: StyleSet, pictures: Sequence[Image.Image]) -> dict[str, float | None]:
-        drawn = DrawnSet(
-            prompts=one.prompts, pictures=[picture.convert("RGB") for picture in pictures], subjects=one.subjects,
-            style=one.style, reference=one.reference, caption=one.caption,
-        )  # fmt: skip
-        return {metric.name: metric(drawn) for metric in self.metrics}
+    def _written(self, name: str, picture: Image.Image, info: PngImagePlugin.PngInfo | None = None) -> str:
+        body = BytesIO()
+        picture.save(body, "PNG", pnginfo=info)
+        write_file(self.folder / name, body.getvalue())
+        return hashlib.sha256(body.getvalue()).hexdigest()
 
-    def _missing(self) -> Iterator[tuple[Arm, StyleSet]]:
+    def _missing(self) -> Iterator[tuple[Arm, Item]]:
         """This process's items that are not done, or whose pictures are not what was drawn."""
         rows = self.rows()
         for number, one in enumerate(self.sets.values()):
@@ -166,7 +151,7 @@ class Run:
                 row = rows.get((arm.name, one.id))
                 if row is None or row.failed is not None:
                     yield arm, one
-                elif damaged := damaged_file(self.folder, row.pictures):
+                elif damaged := damaged_file(self.folder, row.files):
                     self.redrawn.append(damaged)
                     yield arm, one
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from ..metrics.kinds import FRECHET, higher_is_better, says
 from .arms import Arm
 from .finished import Finished
 
-STYLE_AXES = ("csd", "style-agreement", "clip-i", "dino", "lite-style")
-TEXT_AXES = ("clip-t", "subject-as-asked", "lite-diversity")
+STYLE_AXES = ("csd", "style-agreement", "clip-i", "dino", "lite-style", "edit-success")
+TEXT_AXES = ("clip-t", "subject-as-asked", "lite-diversity", "background-psnr")
 """Which metrics the trade-off is drawn of: the first of each that the run has."""
+BY_PART = ("edit-success", "untaken", "background-psnr")
+"""Metrics of edits that are also told by their kind."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's figures; `axes` are the metrics of the trade-off (x, y), None where the run has no two of them."""
+    """A run's figures; `axes` are the metrics of the trade-off (x, y), None where the run has no two of them.
+
+    `parts`: of BY_PART, the means by kind of edit and method.
+    """
 
     baseline: str
     metrics: Sequence[str]
     arms: Sequence[ArmSummary]
     axes: tuple[str, str] | None
+    parts: Mapping[str, Mapping[str, Mapping[str, Figure]]] = field(default_factory=dict)
 
     def of(self, name: str) -> ArmSummary:
         """A method's."""
@@ -84,6 +90,10 @@ class Summary:
                 name: {"says": says(name), "higher_is_better": higher_is_better(name)} for name in self.metrics
             },
             "axes": self.axes,
+            "parts": {
+                name: {part: {arm: _rounded(one) for arm, one in by_arm.items()} for part, by_arm in by_part.items()}
+                for name, by_part in self.parts.items()
+            },
             "methods": {
                 one.arm.name: {
                     "series": one.arm.series,
@@ -127,7 +137,21 @@ def summarise(run: Finished, against: str | None = None, frechet: Mapping[str, F
     front = pareto(found, axes) if axes else set()
     found = [replace(one, pareto=one.arm.name in front) for one in found]
     kept = [name for name in run.config.metrics if any(name in one.means for one in found)]
-    return Summary(baseline, kept, found, axes)
+    return Summary(baseline, kept, found, axes, parts_of(run, [name for name in BY_PART if name in kept]))
+
+
+def parts_of(run: Finished, metrics: Sequence[str]) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Means of some metrics by the items' parts and methods."""
+    parts = list(dict.fromkeys(one.part for one in run.sets.values()))
+    found: dict[str, dict[str, dict[str, Figure]]] = {}
+    for name in metrics:
+        values = {arm.name: run.values(arm, name) for arm in run.config.arms}
+        for part in parts:
+            own = np.array([one.part == part for one in run.sets.values()])
+            means = {arm: figure for arm, every in values.items() if (figure := figure_of(every[own]))}
+            if means:
+                found.setdefault(name, {})[part] = means
+    return found
 
 
 def costs(run: Finished) -> dict[str, Cost]:
