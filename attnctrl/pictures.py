@@ -38,10 +38,9 @@ def read_picture(source: Any) -> Image.Image:
         else:
             image = Image.open(checked_file(source, "the picture"))
         image = ImageOps.exif_transpose(image)
-        lightest: Any = image.getextrema()[-1] if image.mode in ("I", "F") else 0
-        if image.mode.startswith("I;16") or (image.mode == "I" and lightest > 255):  # 16 bits in 32
+        if image.mode.startswith("I;16") or (image.mode == "I" and _most(image) > 255):  # 16 bits in 32
             image = image.point(lambda value: value / 256).convert("L")
-        elif image.mode == "F" and lightest <= 1:
+        elif image.mode == "F" and _most(image) <= 1:
             image = image.point(lambda value: value * 255)
         rgba = image.convert("RGBA")
     except ControlError:
@@ -70,6 +69,12 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return DATA_URI + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _most(image: Image.Image) -> float:
+    """The largest value of a picture of one channel."""
+    low_high: Any = image.getextrema()
+    return float(low_high[1])
 
 
 def _first_line(fault: Exception) -> str:
