@@ -100,8 +100,12 @@ def test_masks_choose_tokens_and_bad_ones_are_refused():
     assert picture(mask=half_mask()).foreground((4, 6)) == [r * 6 + c for r in range(4) for c in range(3)]
     assert picture(mask=half_mask()).foreground((4, 4)) == [r * 4 + c for r in range(4) for c in range(2)]
     assert picture().foreground((4, 6)) is None
+    with pytest.raises(ValidationError, match="black all over"):
+        picture(mask=Image.new("RGB", (48, 32)))
+    dot = Image.new("RGB", (48, 32))
+    dot.paste("white", (0, 0, 1, 1))
     with pytest.raises(ControlError, match="leaves no token of the 4 x 6 grid"):
-        picture(mask=Image.new("RGB", (48, 32))).foreground((4, 6))
+        picture(mask=dot).foreground((4, 6))
     with pytest.raises(ValidationError, match="48 x 32 px and 32 x 32 px"):
         picture(mask=half_mask((32, 32)))
     with pytest.raises(ValidationError, match="reference"):

@@ -59,8 +59,8 @@ def test_the_class_is_made_once_with_stock_signature_and_name(sibling):
     assert issubclass(cls, sibling.stock)
     assert cls.__name__ == f"Controlled{sibling.name}"
     theirs = list(inspect.signature(sibling.stock.__call__).parameters.values())
-    assert list(inspect.signature(cls.__call__).parameters.values())[:-1] == theirs
-    assert list(inspect.signature(cls.__call__).parameters)[-1] == "control"
+    assert list(inspect.signature(cls.__call__).parameters.values())[:-2] == theirs
+    assert list(inspect.signature(cls.__call__).parameters)[-2:] == ["control", "source"]
     assert inspect.signature(cls.__init__) == inspect.signature(sibling.stock.__init__)
 
 

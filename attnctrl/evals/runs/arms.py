@@ -82,7 +82,7 @@ class Arm(Description):
     control: tuple[AnyControl, ...] = ()
     options: dict[str, Any] = Field({})
     copies: bool = False
-    edits: EditWay | None = None
+    edits: EditWay | None = Field(None, exclude_if=lambda value: value is None)
     series: str = ""
     swept: dict[str, Any] = Field({})
 
