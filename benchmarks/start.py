@@ -13,6 +13,7 @@ import math
 import os
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ PAGE = "app --no-browser"
 LACKS = re.compile(r"No such (command|option)|unexpected extra argument", re.IGNORECASE)
 PORTS = count(7931)
 PATIENCE = 120
-"""Seconds after which a command hangs."""
+"""Seconds of process time after which a command hangs."""
 HERE = Path(__file__).parents[1]
 
 
@@ -47,11 +48,13 @@ def took(words: list[str], checkout: Path, flags: tuple[str, ...] = ()) -> tuple
     with tempfile.TemporaryDirectory() as folder:
         out = ["--out", f"{folder}/new"] if words[0] == "generate" and words[-1] != "--help" else []
         command = [sys.executable, *flags, "-m", "attnctrl", *words, *out]
-        environment, ending = _environment(checkout), {"timeout": PATIENCE, "capture_output": True, "text": True}
+        environment, ending = _environment(checkout), {"capture_output": True, "text": True, "preexec_fn": _bounded}
         try:
-            done = subprocess.run(command, env=environment, cwd=folder, **ending)
+            done = subprocess.run(command, env=environment, cwd=folder, timeout=20 * PATIENCE, **ending)
         except subprocess.TimeoutExpired:
             return math.inf, ""
+    if done.returncode == -signal.SIGXCPU:
+        return math.inf, ""
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return (None if LACKS.search(done.stderr) else spent), done.stderr
@@ -108,6 +111,10 @@ def main() -> None:
     for command in sorted(found, key=lambda one: -found[one])[: 3 if given.trace else 0]:
         listed = ", ".join(f"{name} {time:.3f}" for time, name in slowest(command.split()))
         print(f"\n`attnctrl {command}`: {listed}")
+
+
+def _bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE + 5))
 
 
 def _cell(seconds: float) -> str:

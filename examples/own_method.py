@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from attnctrl import Control, Recipe, generate, load, register
-from attnctrl.effect import Attended, Effect
+from attnctrl.effect import Effect
 from attnctrl.pipelines.generate import sheet_row
 from attnctrl.pipelines.sheets import contact_sheet
 
@@ -18,9 +18,8 @@ from attnctrl.pipelines.sheets import contact_sheet
 class Quiet(Effect):
     strength: float
 
-    def output(self, at: Attended):
-        out = at.out()  # [B, S, H, D]; the gate says which heads were chosen [H]
-        return out * (1 - self.strength * (1 if at.gate is None else at.gate.to(out.dtype)[:, None]))
+    def output(self, at):
+        return at.out() * (1 - self.strength * (1 if at.gate is None else at.gate[:, None]))  # [B, S, H, D]
 
 
 @register
@@ -34,9 +33,8 @@ class QuietHeads(Control):
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "attnctrl-out/examples")
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path([*sys.argv, "attnctrl-out/examples"][1])).mkdir(parents=True, exist_ok=True)
     pipe, recipe = load("tiny-sd3"), Recipe(prompts=("a fox, comic", "a house, sticker"), seed=3)
-    silent = recipe.model_copy(update={"control": (QuietHeads(where={"blocks": "4"}),)})
-    rows = [sheet_row(generate(pipe, recipe), "Plain"), sheet_row(generate(pipe, silent), "Block 4 is silent")]
-    contact_sheet(rows).save(folder / "own-method.png")
+    rows = [sheet_row(generate(pipe, recipe), "Plain")]
+    recipe = recipe.model_copy(update={"control": (QuietHeads(where={"blocks": "4"}),)})
+    contact_sheet([*rows, sheet_row(generate(pipe, recipe), "Block 4 is silent")]).save(folder / "own-method.png")

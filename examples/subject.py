@@ -16,8 +16,10 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else "attnctrl-out/examples")
 folder.mkdir(parents=True, exist_ok=True)
 
 pipe = load("tiny-flux")
-seen = observe(pipe, "a purple mushroom, flat icon", ["mushroom"], generator=torch.Generator().manual_seed(23))
-reference = Reference(picture=seen.image, caption="a mushroom", mask=seen.region("mushroom"))
+seen = observe(
+    pipe, "a purple mushroom, flat icon", ["purple", "mushroom"], generator=torch.Generator().manual_seed(23)
+)
+reference = Reference(picture=seen.image, caption="a mushroom", mask=seen.region("purple") | seen.region("mushroom"))
 
 recipe = Recipe(
     model="tiny-flux", prompts=("a mushroom, comic", "a mushroom, watercolor", "a mushroom, sticker"), seed=5
