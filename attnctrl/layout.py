@@ -36,6 +36,10 @@ class Site:
     groups: frozenset[str] = frozenset()
     sees: frozenset[Kind] = KINDS
     model: str = ""
+    late: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "late", "late" in self.groups)  # a compiled block may look at this, not at a set
 
     @property
     def label(self) -> str:

@@ -93,7 +93,7 @@ class AddItEffect(Effect):
         """The row's own attention scaled for edits, and the source's image beside it."""
         import torch
 
-        if not self.early and "late" not in at.site.groups:
+        if not (at.site.late or self.early):
             return branches
         first, *rest = branches
         assert isinstance(first, Branch)
