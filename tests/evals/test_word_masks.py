@@ -99,7 +99,7 @@ def test_every_choice_is_measured_and_written(pipe, art, tmp_path):
         assert len(one.overlaps) == len(blocks) * len(STEPS) * len(THRESHOLDS)
         assert all(0 <= value <= 1 for value in one.overlaps.values())
         assert 0.5 < one.ceiling <= 1
-        assert not np.array_equal(one.maps["all", "0%-33%"], one.maps["all", "67%-100%"])
+        assert not np.array_equal(one.maps["all", "0%-33%"], one.maps["all", "66%-100%"])
         thirds = [one.maps["late", steps] for steps in STEPS[1:]]
         assert one.maps["late", "all"] == pytest.approx(np.mean(thirds, axis=0)), "three steps, one each"
     names = write(found, "tiny", tmp_path)
