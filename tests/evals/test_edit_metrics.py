@@ -146,7 +146,10 @@ def test_styles_and_backdrops_are_read_as_well():
     assert jury.done(Told(told), one, noise(64)[0]) == (True, True)
     assert jury.done(Told(told, backdrop="beach"), one, noise(64)[0]) == (False, True)
     assert jury.done(Told(told, style="sticker"), one, noise(64)[0]) == (True, False)
-    assert jury.done(Told(told, style="sticker"), one.model_copy(update={"kind": "change style"}), noise(64)[0])[0] is False
+    assert (
+        jury.done(Told(told, style="sticker"), one.model_copy(update={"kind": "change style"}), noise(64)[0])[0]
+        is False
+    )
 
 
 def test_sizes_that_the_judges_do_not_know_are_refused():

@@ -190,7 +190,9 @@ def test_a_threshold_is_of_all_words_of_a_region():
 def test_regions_of_an_arm(pipe, tmp_path):
     methods = ("consistedit,consistedit:region=everywhere,consistedit:region=judged",)
     rows = run_of(tmp_path / "run", pipe, methods, CASES[:1]).run()
-    own, everywhere, judged = (rows[name, "hat"] for name in ("consistedit", *(f"consistedit region={r}" for r in ("everywhere", "judged"))))
+    own, everywhere, judged = (
+        rows[name, "hat"] for name in ("consistedit", *(f"consistedit region={r}" for r in ("everywhere", "judged")))
+    )
     assert "pictures/consistedit-region-everywhere/hat-region.png" not in everywhere.beside
     assert list(own.pictures.values()) != list(everywhere.pictures.values())
     assert own.values == judged.values, "without a truth the set's own"
