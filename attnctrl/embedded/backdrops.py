@@ -1,7 +1,7 @@
 """The backdrop judge: which of the five backdrops stands behind the objects, in a style.
 
 Linear discriminants of the colours of eight bands, fitted to empty scenes that the world paints, so that it saw no
-artwork; its accuracy on true renders is in docs/editing-evaluation.md.
+artwork; its accuracy on true renders is in docs/edit-evaluations.md.
 """
 
 from __future__ import annotations

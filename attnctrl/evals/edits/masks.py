@@ -29,7 +29,7 @@ from .scenes import KINDS, OUTSIDE, Asked, Known
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 BLOCKS = ("all", "late", "editable")
-STEPS = ("all", "0%-33%", "33%-67%", "67%-100%")
+STEPS = ("all", "0%-33%", "33%-66%", "66%-100%")
 SHOWN = 24
 """Words on the sheet."""
 Choice = tuple[str, str, float]
