@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Observe,
         SoftPAG,
         StyleAligned,
+        WordWeights,
         attached,
     )
     from .reference import Reference
@@ -67,6 +68,7 @@ _HOMES = {
     "StyleAligned": "processors",
     "TPG": "processors",
     "Where": "where",
+    "WordWeights": "processors",
     "attached": "processors",
     "controlled": "pipelines.controlled",
     "edit": "pipelines.editing",
@@ -107,6 +109,7 @@ __all__ = [
     "SoftPAG",
     "StyleAligned",
     "Where",
+    "WordWeights",
     "attached",
     "controlled",
     "edit",

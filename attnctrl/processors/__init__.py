@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .perturbation import PAG, SEG, SoftPAG
     from .sharing import Falling, SharingControl
     from .stylealigned import StyleAligned
+    from .wordweights import WordWeights
 
 _HOMES = {
     "APG": "apg",
@@ -35,6 +36,7 @@ _HOMES = {
     "SoftPAG": "perturbation",
     "StyleAligned": "stylealigned",
     "TPG": "blockwise",
+    "WordWeights": "wordweights",
     "attached": "attaching",
     "described": "freecus",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "SharingControl",
     "SoftPAG",
     "StyleAligned",
+    "WordWeights",
     "attached",
     "described",
 ]
