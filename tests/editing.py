@@ -115,12 +115,12 @@ class Case:
 
     def ours(self, control: Control | list[Control]) -> Tensor:
         """The prediction for the edits' rows under a control."""
-        pipe, mu = self.pipe, ({"mu": 0.6} if self.flux else {})
-        pipe.scheduler.set_timesteps(self.steps, **mu)
-        pipe.scheduler.set_begin_index(self.step)
         said = Prompts(self.prompts, {"max_sequence_length": LENGTH})
-        with torch.no_grad(), attached(pipe, control, prompts=said, source=self.source):
-            return pipe.transformer(**self.inputs(), return_dict=False)[0]
+        with torch.no_grad(), attached(self.pipe, control, prompts=said, source=self.source) as session:
+            assert session
+            conditional = (False, True) if self.guided else True
+            session.at(self.step, of=self.steps, sigma=0.7, conditional=conditional)
+            return self.pipe.transformer(**self.inputs(), return_dict=False)[0]
 
     def stock(self) -> Tensor:
         """The same call without any."""

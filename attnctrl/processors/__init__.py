@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .naive import NaiveSharing
     from .observing import Observe
     from .perturbation import PAG, SEG, SoftPAG
+    from .prompt_to_prompt import PromptToPrompt
     from .sharing import Falling, SharingControl
     from .stylealigned import StyleAligned
     from .wordweights import WordWeights
@@ -30,6 +31,7 @@ _HOMES = {
     "NaiveSharing": "naive",
     "Observe": "observing",
     "PAG": "perturbation",
+    "PromptToPrompt": "prompt_to_prompt",
     "SEG": "perturbation",
     "SLG": "blockwise",
     "SharingControl": "sharing",
@@ -54,6 +56,7 @@ __all__ = [
     "FreeCus",
     "NaiveSharing",
     "Observe",
+    "PromptToPrompt",
     "SharingControl",
     "SoftPAG",
     "StyleAligned",
