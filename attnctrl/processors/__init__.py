@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from .attaching import attached
     from .blockwise import SLG, TPG
     from .consistedit import ConsistEdit
+    from .dragging import Drag
     from .freecus import FreeCus, described
+    from .motionclr import Exchange, KeepStructure, MoveScene, Vary
     from .nag import NAG
     from .naive import NaiveSharing
     from .observing import Observe
@@ -25,8 +27,12 @@ _HOMES = {
     "APG": "apg",
     "AlignedStyle": "alignedgen",
     "ConsistEdit": "consistedit",
+    "Drag": "dragging",
+    "Exchange": "motionclr",
     "Falling": "sharing",
     "FreeCus": "freecus",
+    "KeepStructure": "motionclr",
+    "MoveScene": "motionclr",
     "NAG": "nag",
     "NaiveSharing": "naive",
     "Observe": "observing",
@@ -38,6 +44,7 @@ _HOMES = {
     "SoftPAG": "perturbation",
     "StyleAligned": "stylealigned",
     "TPG": "blockwise",
+    "Vary": "motionclr",
     "WordWeights": "wordweights",
     "attached": "attaching",
     "described": "freecus",
@@ -52,14 +59,19 @@ __all__ = [
     "TPG",
     "AlignedStyle",
     "ConsistEdit",
+    "Drag",
+    "Exchange",
     "Falling",
     "FreeCus",
+    "KeepStructure",
+    "MoveScene",
     "NaiveSharing",
     "Observe",
     "PromptToPrompt",
     "SharingControl",
     "SoftPAG",
     "StyleAligned",
+    "Vary",
     "WordWeights",
     "attached",
     "described",
