@@ -29,7 +29,7 @@ def aligned_columns(theirs: Sequence[Part], mine: Sequence[Part]) -> tuple[Pair,
             for i in range(block.size):
                 a, b = units[block.a + i][1], with_[block.b + i][1]
                 pairs += zip(a, b, strict=True) if len(a) == len(b) else ()
-        padding = range(min(used, taken), min(part.length, other.length))
+        padding = range(max(used, taken), min(part.length, other.length))
         pairs += [(first + i, first + i) for i in padding]
     return tuple(sorted(pairs))
 
