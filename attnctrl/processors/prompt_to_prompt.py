@@ -95,9 +95,8 @@ class Shared:
         from ..attention import attend_with_lse
 
         q, q_source = (at.layout.image_of(at.q)[rows] for rows in (self.targets, self.sources))
-        k, v, k_source, v_source = (
-            x[rows] for rows in (self.targets, self.sources) for x in (at.k, at.v)
-        )  # fmt: skip
+        k, v = (x[self.targets] for x in (at.k, at.v))
+        k_source, v_source = (x[self.sources] for x in (at.k, at.v))
         (mine, rest), (theirs, others) = self.mine, self.theirs
         out, _ = attend_with_lse(q, k[:, rest], v[:, rest])
         words, lse = attend_with_lse(q_source, k_source[:, theirs], v[:, mine])
