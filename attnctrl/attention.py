@@ -52,11 +52,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: Backend | None, bias: Tenso
 def attend_branches(q: Tensor, branches: Branches, backend: Backend | None) -> Tensor:
     """Attention to everything that each query reads -> [B, S, H, D]; zeros for a query that reads nothing.
 
-    A single complete branch is the stock call, bit for bit. One more without a bias is one call over joined keys,
-    which every kernel of diffusers can serve; with a bias too where a kernel was chosen by name, which then has to take
-    a mask. All else is merged by log-sum-exp: as fast (benchmarks/branches.py), and no kernel has to take a mask.
+    A single complete branch is the stock call, bit for bit; with a bias by key one call too. One more without a bias is
+    one call over joined keys, which every kernel of diffusers can serve; with a bias too where a kernel was chosen by
+    name, which then has to take a mask. All else is merged by log-sum-exp: as fast (benchmarks/branches.py), and no
+    kernel has to take a mask.
     """
     first = branches[0]
+    if len(branches) == 1 and isinstance(first, Branch) and first.complete and (first.joins and not first.by_query):
+        return attend(q, first.key, first.value, backend, _bias_over([first], q))
     if isinstance(first, Branch) and first.complete and first.log_bias is None:
         if len(branches) == 1:
             return attend(q, first.key, first.value, backend, first.mask)
@@ -173,8 +176,7 @@ def _read(q: Tensor, branch: Branch) -> tuple[Tensor, Tensor]:
     """What queries [T, Q, H, D] get from a branch, and its log-sum-exp [T, H, Q] with the bias."""
     bias = branch.log_bias
     if bias is not None and not branch.by_query:
-        shape = (*[1] * (4 - bias.ndim), *bias.shape)
-        return attend_with_lse(q, branch.key, branch.value, bias.reshape(shape))
+        return attend_with_lse(q, branch.key, branch.value, _bias_over([branch], q))
     out, lse = attend_with_lse(q, branch.key, branch.value, branch.mask)
     if bias is not None:
         lse = lse + (bias if bias.ndim == 0 else bias.squeeze(-1)).to(lse.dtype)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .guests import Guest
     from .region import Region
     from .source import Source
+    from .words import Part
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class Call:
     `groups` are the halves of the batch that share nothing with each other (one on FLUX; two under SD3's CFG), as
     (start, stop); each begins with the rows of the `guests`; `conditional` says of each whether it carries the prompts.
     `bank` keeps what outlives a call; `perturbed` marks a guide's second pass; `words(text, picture)` gives the text
-    columns of words in the prompt of a picture; `source` is what is edited.
+    columns of words in the prompt of a picture, `parts(picture)` how that became tokens; `source` is what is edited.
     """
 
     layout: Layout
@@ -89,6 +90,7 @@ class Call:
     device: torch.device
     bank: Bank
     words: Callable[[str, int], tuple[int, ...]]
+    parts: Callable[[int], tuple[Part, ...]]
     perturbed: bool = False
     source: Source | None = None
 

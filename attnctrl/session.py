@@ -23,7 +23,7 @@ from .layout import Arguments, Layout, Site, Step
 from .source import Source
 from .station import Station
 from .view import shown_tokens
-from .words import Prompts
+from .words import Part, Prompts
 
 
 class Session:
@@ -223,7 +223,7 @@ class Session:
         return Call(
             layout, step, groups, self.images_per_prompt, self._guests, conditional, self.host.edge,
             station.transformer, arguments, arguments[batched.latents][0].device, self.bank, self._words,
-            source=self.source,
+            self._parts, source=self.source,
         )  # fmt: skip
 
     def _words(self, text: str, picture: int) -> tuple[int, ...]:
@@ -233,6 +233,14 @@ class Session:
                 f"nobody says what the prompts are, so {text!r} cannot be found; attach with prompts=[...]"
             )
         return self.prompts.columns(self.host, text, picture // self.images_per_prompt)
+
+    def _parts(self, picture: int) -> tuple[Part, ...]:
+        """How a picture's prompt became tokens."""
+        if self.prompts is None:
+            raise ControlError(
+                "nobody says what the prompts are, so words cannot be compared; attach with prompts=[...]"
+            )
+        return self.prompts.parts(self.host, picture // self.images_per_prompt)
 
     def _wait(self, station: Station) -> None:
         """Another thread's plain call: it waits until the session has ended, and keeps the next one out while it

@@ -61,6 +61,10 @@ class Prompts:
         texts = {name: value for name in TEXTS if (value := self.call.get(name))}
         return {name: value[number] if isinstance(value, (list, tuple)) else value for name, value in texts.items()}
 
+    def parts(self, host: Reads, number: int) -> tuple[Part, ...]:
+        """How prompt `number` becomes tokens."""
+        return host.parts(self.prompts[number], **self.of(number))
+
     def columns(self, host: Reads, text: str, number: int) -> tuple[int, ...]:
         """The text columns of words in prompt `number`; ControlError where they are not in it."""
         return columns_of(host, self.prompts[number], (text,), **self.of(number))[0].columns

@@ -14,37 +14,48 @@ if TYPE_CHECKING:
     from .colorctrl import ColorCtrl
     from .consistedit import ConsistEdit
     from .ditctrl import DiTCtrl
+    from .dragging import Drag
     from .freecus import FreeCus, described
     from .masactrl import MasaCtrl
+    from .motionclr import Exchange, KeepStructure, MoveScene, Vary
     from .nag import NAG
     from .naive import NaiveSharing
     from .observing import Observe
     from .perturbation import PAG, SEG, SoftPAG
+    from .prompt_to_prompt import PromptToPrompt
     from .sharing import Falling, SharingControl
     from .stableflow import StableFlow
     from .stylealigned import StyleAligned
+    from .wordweights import WordWeights
 
 _HOMES = {
     "APG": "apg",
     "AlignedStyle": "alignedgen",
     "ConsistEdit": "consistedit",
-    "ColorCtrl": "colorctrl",
     "AddIt": "addit",
-    "StableFlow": "stableflow",
-    "MasaCtrl": "masactrl",
+    "ColorCtrl": "colorctrl",
     "DiTCtrl": "ditctrl",
+    "Drag": "dragging",
+    "Exchange": "motionclr",
+    "MasaCtrl": "masactrl",
+    "StableFlow": "stableflow",
     "Falling": "sharing",
     "FreeCus": "freecus",
+    "KeepStructure": "motionclr",
+    "MoveScene": "motionclr",
     "NAG": "nag",
     "NaiveSharing": "naive",
     "Observe": "observing",
     "PAG": "perturbation",
+    "PromptToPrompt": "prompt_to_prompt",
     "SEG": "perturbation",
     "SLG": "blockwise",
     "SharingControl": "sharing",
     "SoftPAG": "perturbation",
     "StyleAligned": "stylealigned",
     "TPG": "blockwise",
+    "Vary": "motionclr",
+    "WordWeights": "wordweights",
     "attached": "attaching",
     "described": "freecus",
 }
@@ -61,15 +72,22 @@ __all__ = [
     "ColorCtrl",
     "ConsistEdit",
     "DiTCtrl",
+    "Drag",
+    "Exchange",
     "Falling",
     "FreeCus",
+    "KeepStructure",
     "MasaCtrl",
+    "MoveScene",
     "NaiveSharing",
     "Observe",
+    "PromptToPrompt",
     "SharingControl",
     "SoftPAG",
     "StableFlow",
     "StyleAligned",
+    "Vary",
+    "WordWeights",
     "attached",
     "described",
 ]

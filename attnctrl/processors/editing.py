@@ -76,17 +76,19 @@ class Pairs:
     sources: Tensor
     others: Rows
 
-    def replaced(self, x: Tensor, share: Tensor, at: Features) -> Tensor:
+    def replaced(self, x: Tensor, share: Tensor, at: Features, tokens: Tensor | None = None) -> Tensor:
         """`x` [B, S, H, D] whose targets' image tokens are the source's by `share` (broadcasts to [T, S_img, H, D]).
 
-        0 and 1 are exact; heads that the gate leaves out keep their own.
+        tokens [S_img]: which of the source's stands in each place, None for its own. 0 and 1 are exact; heads that the
+        gate leaves out keep their own.
         """
         import torch
 
         if at.gate is not None:
             share = share * at.gate.reshape(-1, 1)
         image = at.layout.image_of(x)
-        new = torch.lerp(image[self.targets.index], image[self.sources], share.to(x.dtype))
+        given = image[self.sources] if tokens is None else image[self.sources][:, tokens]
+        new = torch.lerp(image[self.targets.index], given, share.to(x.dtype))
         return at.layout.with_image(x, image.index_copy(0, self.targets.index, new))
 
     def reading(self, own: Branch, theirs: bool, tokens: Tensor | None = None, queries: Tensor | None = None) -> Branch:
