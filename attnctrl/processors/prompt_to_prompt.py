@@ -64,8 +64,10 @@ class PromptToPrompt(EditControl):
         return PromptEffect(
             tuple(
                 Shared(
-                    *(call.index(rows) for rows in zip(*members, strict=True)),
-                    *(_split(call, [text + pair[side] for pair in found], length) for side in (1, 0)),
+                    call.index([row for row, _ in members]),
+                    call.index([source for _, source in members]),
+                    _split(call, [text + pair[1] for pair in found], length),
+                    _split(call, [text + pair[0] for pair in found], length),
                 )
                 for found, members in groups.items()
             ),

@@ -54,7 +54,7 @@ class StyleTask:
     def __init__(self, pipe: ControlledPipeline) -> None:
         self.pipe = pipe
 
-    def check(self, config: RunConfig, arm: Arm, one: StyleSet) -> None:
+    def check(self, config: RunConfig, arm: Arm, one: Any) -> None:
         """As `Arm.check`; ControlError for a method that edits."""
         if any(isinstance(control, EditControl) for control in arm.control):
             raise ControlError(f"{arm.name} edits pictures, and a set has none; give it to attnctrl eval edit")
