@@ -7,6 +7,7 @@ artwork; its accuracy on true renders is in docs/edit-evaluations.md.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,10 +49,10 @@ class Backdrops:
 
     def save(self, path: Path = _FILE) -> None:
         """Write the npz that `load` reads."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for style, (means, precision) in self.known.items():
             arrays |= {f"{style}/means": means, f"{style}/precision": precision}
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(path, **arrays)
 
     def named(self, image: Array, style: str, objects: Array | None = None) -> str:
         """The likeliest backdrop of a uint8 picture [H, W, 3] outside of `objects`, bool [H, W]; KeyError for a style
