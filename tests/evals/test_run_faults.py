@@ -55,7 +55,7 @@ def test_an_item_that_fails_is_a_row_and_tried_again(drawer, whole, tmp_path):
 
 
 def test_a_control_that_fails_leaves_the_others(drawer, small, tmp_path, monkeypatch):
-    from attnctrl.evals.runs import run
+    from attnctrl.evals.runs import tasks
 
     def broken(drawer, recipe, *more):
         if recipe.control and recipe.prompts == FEW[0].prompts:
@@ -63,7 +63,7 @@ def test_a_control_that_fails_leaves_the_others(drawer, small, tmp_path, monkeyp
         return generate(drawer, recipe, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "generate", broken)
+        patch.setattr(tasks, "generate", broken)
         rows = begin(tmp_path, drawer, FEW).run()
     assert {key: row.failed for key, row in rows.items() if row.failed} == {("aligned", "ink-1"): "this control cannot"}
     found = summarise(read_run(tmp_path))

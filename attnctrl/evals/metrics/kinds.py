@@ -68,12 +68,13 @@ class Measured:
 
     name: str
     value: Callable[[Any], float | None]
+    of: str = "set"
 
     def __call__(self, drawn: Any) -> float | None:
         """ControlError for what is no finite number."""
         value = self.value(drawn)
         if value is not None and not isfinite(value):
-            raise ControlError(f"{self.name} gave {value} for what begins with {drawn.prompts[0]!r}")
+            raise ControlError(f"{self.name} gave {value} for the {self.of} that begins with {drawn.prompts[0]!r}")
         return value
 
 
@@ -113,7 +114,9 @@ def _of_edits(text: str, models: Models) -> Metric:
     if name in EDITS:
         if colon:
             raise ControlError(f"{name} takes nothing after the colon; write {name}, not {text!r}")
-        return Measured(text, import_module(f"attnctrl.evals.metrics.{KINDS[name].module}").make(name, "", models))
+        return Measured(
+            text, import_module(f"attnctrl.evals.metrics.{KINDS[name].module}").make(name, "", models), "edit"
+        )
     if (name in KINDS or name == FRECHET) and name != OF_EITHER:
         raise ControlError(f"{name} is measured of sets; of edits are {', '.join(EDITS)}, {OF_EITHER} and objectives")
     if name not in (*OBJECTIVES, OF_EITHER) and ":" not in text:
@@ -121,7 +124,7 @@ def _of_edits(text: str, models: Models) -> Metric:
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(EDITS)}, or an objective"
         raise ControlError(f"no metric is called {name!r}; {hint}")
     one = metric(text, models)
-    return Measured(text, lambda drawn: one(drawn.as_set))
+    return Measured(text, lambda drawn: one(drawn.as_set), "edit")
 
 
 def says(text: str) -> str:
