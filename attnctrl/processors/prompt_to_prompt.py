@@ -68,6 +68,7 @@ class PromptToPrompt(EditControl):
                     *(_split(call, [text + pair[side] for pair in found], length) for side in (1, 0)),
                 )
                 for found, members in groups.items()
+                if found
             ),
             self.strength,
             None if inside is None else inside[:, None, None],
