@@ -86,7 +86,8 @@ class MoveScene(_FromSource):
     """Sequence shift: the whole scene moves; what leaves the frame comes in on the other side.
 
     Image q, k, v take the source's, rolled over the grid before positions are put in: softmax(roll q_s (roll k_s)^T)
-    roll v_s, in the first steps. Where a region is given it holds for the tokens inside.
+    roll v_s, in the first steps. Where a region is given it holds for the tokens inside. MotionCLR rolls the target's
+    own, which layer upon layer smears a picture.
     """
 
     kind: Literal["move-scene"] = "move-scene"
@@ -138,7 +139,8 @@ class Vary(_FromSource):
     """By example: the same parts in another order; image q take the source's, their tiles shuffled by a seed.
 
     k and v are the target's own. With a region only tiles that lie in it are shuffled, among themselves, and outside k
-    and v take the source's. In one tenth of the steps.
+    and v take the source's. In one tenth of the steps, as published; on the embedded models that softens the picture,
+    and earlier ones (steps=0%-30%) put its parts elsewhere.
     """
 
     kind: Literal["vary"] = "vary"

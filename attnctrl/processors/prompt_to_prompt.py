@@ -70,6 +70,7 @@ class PromptToPrompt(EditControl):
                     _split(call, [text + pair[0] for pair in found], length),
                 )
                 for found, members in groups.items()
+                if found
             ),
             self.strength,
             None if inside is None else inside[:, None, None],
