@@ -156,7 +156,7 @@ def call_of(layout: Layout, rows: int, halves: int = 1, step: int = 0, steps: in
     return Call(
         layout, Step(step, steps, torch.tensor(1 - step / steps)), tuple((i * size, (i + 1) * size) for i in range(halves)),
         1, (SourceGuest(opened),), (False, True)[-halves:], FluxEdge(), None, {}, torch.device("cpu"), Bank(),
-        lambda text, picture: (), source=opened,
+        lambda text, picture: (), lambda picture: (), source=opened,
     )  # fmt: skip
 
 

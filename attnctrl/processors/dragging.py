@@ -194,6 +194,7 @@ class DragEffect(Effect):
         out = at.out()
         image, rows = at.layout.image_of(out), self.pairs.targets.index
         mine, theirs = image[rows], image[self.pairs.sources]
+        amount: Tensor | float
         if self.held is not None:
             new, amount = theirs[:, self.places.order], self.held
         else:

@@ -134,7 +134,7 @@ def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> str:
 BAD = {
     "one prompt": (lambda t: ["generate", "a fox"], "one prompt has nothing to share"),
     "no prompt": (lambda t: ["generate"], "Missing argument"),
-    "unknown style": (lambda t: ["generate", "a", "b", "--style", "alinged"], "choose aligned, freecus, naive, stylealigned, plain"),
+    "unknown style": (lambda t: ["generate", "a", "b", "--style", "alinged"], "choose aligned, freecus, naive, stylealigned, aligned-gentle, plain"),
     "unknown model": (lambda t: ["generate", "a", "b", "--model", "tiny-flax"], "there is no model 'tiny-flax'"),
     "a folder that is no model": (lambda t: ["generate", "a", "b", "--model", str(t)], "model_index.json is missing"),
     "another model's folder": (lambda t: ["generate", "a", "b", "--model", other(t)], "StableDiffusionPipeline has no FluxTransformer2DModel"),

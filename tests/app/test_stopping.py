@@ -14,7 +14,8 @@ from attnctrl.evals.runs.finished import read_run
 
 ROOT = Path(__file__).parents[2]
 AT_WORK = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it off
 import diffusers
 from attnctrl.app.cli import main
 step = diffusers.FlowMatchEulerDiscreteScheduler.step

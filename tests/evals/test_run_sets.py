@@ -13,7 +13,7 @@ from runs import (
     settings,
 )  # fmt: skip
 
-from attnctrl import AlignedStyle, ControlError, FreeCus, NaiveSharing, Recipe, Reference, read_recipe
+from attnctrl import AlignedStyle, ControlError, Drag, FreeCus, NaiveSharing, Recipe, Reference, read_recipe
 from attnctrl.evals.runs.arms import COPY, GROUPS, PLAIN, VARIANTS, arms
 from attnctrl.evals.runs.config import picture_file, seed_of
 from attnctrl.evals.runs.finished import read_run
@@ -143,8 +143,11 @@ def test_methods_by_name():
     assert one.slug == "aligned-strength-0.3-blocks-0-3-shift-0-0-adain-keys-false"
     assert (one.series, one.swept["shift"]) == ("aligned", [0, 0])
     assert [arm.name for arm in arms(["plain,aligned,plain"])] == ["plain", "aligned"]
-    for name in [*controls(), *VARIANTS, PLAIN, COPY]:
+    for name in [*(kind for kind in controls() if kind != "drag"), *VARIANTS, PLAIN, COPY]:
         assert [arm.name for arm in arms([name])] == [name]
+    with pytest.raises(ControlError, match="say where the object goes"):
+        arms(["drag"])
+    assert arms(["drag:by=[0.25,0.0]"])[0].control == (Drag(by=(0.25, 0.0)),)
 
 
 def test_variants_take_one_part_away():

@@ -180,7 +180,8 @@ def _arm(text: str, edits: bool) -> Arm:
         kind, _, own = VARIANTS[name].partition(":")
         base = Arm(name=name, control=_controls([_described(kind, dict(_setting(p) for p in split(own, ";")))]))
     elif name in controls() or name in presets():
-        base = Arm(name=name, control=_controls([_described(name, {})]))
+        bare = name not in controls("editing") or name in _ready()
+        base = Arm(name=name, control=_controls([_described(name, {} if bare else values)]))
     else:
         near = get_close_matches(name, [*_names(edits), *((EDITING,) if edits else GROUPS)], n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(_names(edits))}, or give a recipe's file"
@@ -286,8 +287,11 @@ def _names(edits: bool) -> list[str]:
 
 def _ready() -> list[str]:
     """Editing methods that need no setting."""
-    return [
-        kind
-        for kind, cls in controls("editing").items()
-        if not any(field.is_required() for field in cls.model_fields.values())
-    ]
+    found = []
+    for kind in controls("editing"):
+        try:
+            control_of({"kind": kind})
+        except ValidationError:
+            continue
+        found.append(kind)
+    return found
