@@ -112,7 +112,10 @@ UNREGISTERED = {
     "copy": (lambda: mine(kind="copy"), NO_KIND),
     "its base's kind": (lambda: mine("Nag2", NAG), "two controls are called 'nag'"),
     "no literal kind": (lambda: mine(__annotations__={"kind": str}, kind="mine"), NO_KIND),
-    "family": (lambda: mine(kind="mine", family="mine"), "is of the family 'mine'; choose sharing, editing, guidance, other"),
+    "family": (
+        lambda: mine(kind="mine", family="mine"),
+        "is of the family 'mine'; choose sharing, editing, guidance, other",
+    ),
 }
 
 
