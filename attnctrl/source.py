@@ -104,7 +104,7 @@ class SourceRow(GuestRow):
             if now.step.count != steps:
                 raise ControlError(f"the source has {steps} steps and this run {now.step.count}; take as many")
             latent, row = self.latents[now.step.index], rows[0].clone()
-            row[0][tuple(slice(0, size) for size in latent.shape)] = latent
+            row[0][tuple(slice(size) for size in latent.shape)] = latent
             return row
         said = {"text": self.text, "pooled": self.pooled}.get(role) if now.conditional else None
         return rows[0] if said is None else said

@@ -131,6 +131,10 @@ def test_some_sets_are_spread_evenly():
             spread(sets, count)
 
 
+WAITS = ("drag", "move-scene", "wordweights")
+"""Methods that need a setting."""
+
+
 def test_methods_by_name():
     plain, copy, aligned, paper, naive = arms(["plain,copy", "aligned", "alignedgen,naive"])
     assert (plain.control, plain.copies, copy.control, copy.copies) == ((), False, (), True)
@@ -143,7 +147,7 @@ def test_methods_by_name():
     assert one.slug == "aligned-strength-0.3-blocks-0-3-shift-0-0-adain-keys-false"
     assert (one.series, one.swept["shift"]) == ("aligned", [0, 0])
     assert [arm.name for arm in arms(["plain,aligned,plain"])] == ["plain", "aligned"]
-    for name in [*(kind for kind in controls() if kind != "drag"), *VARIANTS, PLAIN, COPY]:
+    for name in [*(kind for kind in controls() if kind not in WAITS), *VARIANTS, PLAIN, COPY]:
         assert [arm.name for arm in arms([name])] == [name]
     with pytest.raises(ControlError, match="say where the object goes"):
         arms(["drag"])
