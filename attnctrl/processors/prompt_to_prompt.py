@@ -65,7 +65,8 @@ class PromptToPrompt(EditControl):
             tuple(
                 Shared(
                     *(call.index(rows) for rows in zip(*members, strict=True)),
-                    *(_split(call, [text + pair[side] for pair in found], length) for side in (1, 0)),
+                    mine=_split(call, [text + mine for _, mine in found], length),
+                    theirs=_split(call, [text + theirs for theirs, _ in found], length),
                 )
                 for found, members in groups.items()
                 if found
