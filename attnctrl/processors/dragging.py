@@ -194,11 +194,11 @@ class DragEffect(Effect):
         out = at.out()
         image, rows = at.layout.image_of(out), self.pairs.targets.index
         mine, theirs = image[rows], image[self.pairs.sources]
-        amount: Tensor | float
-        if self.held is not None:
-            new, amount = theirs[:, self.places.order], self.held
+        amount: Tensor | float = self.strength if self.held is None else self.held
+        if self.held is None:
+            new = mine.index_copy(1, self.places.target, self._matched(mine, theirs))
         else:
-            new, amount = mine.index_copy(1, self.places.target, self._matched(mine, theirs)), self.strength
+            new = theirs[:, self.places.order]
         share = amount if at.gate is None else amount * at.gate.reshape(-1, 1)
         mixed = (mine + share * (new - mine)).to(image.dtype)
         return at.layout.with_image(out, image.index_copy(0, rows, mixed))

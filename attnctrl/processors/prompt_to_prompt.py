@@ -64,10 +64,9 @@ class PromptToPrompt(EditControl):
         return PromptEffect(
             tuple(
                 Shared(
-                    call.index([row for row, _ in members]),
-                    call.index([source for _, source in members]),
-                    _split(call, [text + pair[1] for pair in found], length),
-                    _split(call, [text + pair[0] for pair in found], length),
+                    *(call.index(rows) for rows in zip(*members, strict=True)),
+                    mine=_split(call, [text + mine for _, mine in found], length),
+                    theirs=_split(call, [text + theirs for theirs, _ in found], length),
                 )
                 for found, members in groups.items()
                 if found
