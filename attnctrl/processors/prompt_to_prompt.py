@@ -64,7 +64,8 @@ class PromptToPrompt(EditControl):
         return PromptEffect(
             tuple(
                 Shared(
-                    *(call.index(rows) for rows in zip(*members, strict=True)),
+                    call.index([row for row, _ in members]),
+                    call.index([source for _, source in members]),
                     mine=_split(call, [text + mine for _, mine in found], length),
                     theirs=_split(call, [text + theirs for theirs, _ in found], length),
                 )
