@@ -229,6 +229,7 @@ def test_sites_of_sd35_and_their_names():
         "L0 (joint 0)", "L0 (dual 0)", "L1 (joint 1)", "L1 (dual 1)", "L2 (joint 2)",
     ]  # fmt: skip
     assert list(Where(blocks="late").select(sites)) == [2, 3, 4]
+    assert list(Where(blocks="last").select(sites)) == [4]
     assert list(Where(blocks="0").select(sites)) == [0, 1]
     assert list(Where(blocks="dual:1").select(sites)) == [3]
     assert Where(heads="L1H2").select(sites) == {2: (2,), 3: (2,)}
