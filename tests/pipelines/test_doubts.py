@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -30,3 +33,13 @@ def test_a_usual_picture_is_not_doubted():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generate(tiny_pipe(), Recipe(**ASKED))
+
+
+def test_python_hears_nothing_of_torchvision():
+    """In a process of its own: nothing but progress, on a model that is loaded for the first time."""
+    said = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-c", "import attnctrl; attnctrl.load('tiny-sd3', device='cpu')"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told = [line for line in re.split(r"[\r\n]+", said.stdout + said.stderr) if line and "Loading" not in line]
+    assert told == []
