@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from typing import Any
 
 import numpy as np
@@ -117,17 +115,15 @@ def edit(
     source = opened.source
     region = Region(words=region) if isinstance(region, str) else region
     controls = [_within(one, region) for one in controls_of(control)]
-    regions = [one.region for one in controls if isinstance(one, EditControl) and one.region is not None]
-    shown = region or (reduce(or_, regions) if regions else None)
-    if keep and shown is None:
+    weights = _touched(controls, region, source)
+    if keep and weights is None:
         raise ControlError("keep=True keeps what lies outside of a region, and none is given; give region=...")
-    weights = None if shown is None else torch.tensor(shown.weights(source.grid, source.find))
-    own = weights.reshape(source.grid[-2:]) if weights is not None and keep else None
+    own = torch.tensor(weights).reshape(source.grid[-2:]) if weights is not None and keep else None
     said = {**opened.call, **call}
     run = {**said, "latents": source.latents[:1].to(host_of(pipe).device)}
     plain = drawn(pipe, prompt, [], run, stepped=stepped)[0] if compare is True else compare or None
     image, result = drawn(pipe, prompt, controls, run, source=source, own=own, stepped=stepped)
-    mask = None if shown is None else mask_of(shown, source, image.size)
+    mask = None if weights is None else _mask(weights, source, image.size)
     changed, outside = differences(image, opened.image, mask)
     plainly = float("nan") if plain is None else differences(plain, opened.image, mask)[0]
     done = Edited(image, result, said, opened.image, mask, plain, changed, outside, plainly)
@@ -140,6 +136,21 @@ def _refuse(call: dict[str, Any]) -> None:
     for name in NOT_OF_ONE:
         if name in call:
             raise ControlError(f"{name} cannot be given here: a picture is opened and edited alone, by prompt and seed")
+
+
+def _touched(controls: Sequence[Control], region: Region | None, source: Source) -> list[float] | None:
+    """How much of each token may change: the union of all regions, and of where objects go; None for everywhere."""
+    found = [one.touched(source) for one in controls if isinstance(one, EditControl)]
+    if region is not None:
+        found.append(region.weights(source.grid, source.find))
+    known = [one for one in found if one is not None]
+    return [max(values) for values in zip(*known, strict=True)] if known else None
+
+
+def _mask(weights: Sequence[float], source: Source, size: tuple[int, int]) -> Image.Image:
+    rows, columns = source.grid[-2:]
+    small = Image.frombytes("L", (columns, rows), bytes(round(255 * share) for share in weights))
+    return small.resize(size, Image.Resampling.NEAREST)
 
 
 def _within(control: Control, region: Region | None) -> Control:

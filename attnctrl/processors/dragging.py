@@ -15,6 +15,7 @@ from ..errors import ControlError
 from ..layout import Rotary
 from ..moving import Moved
 from ..registry import register
+from ..source import Source
 from .editing import EditControl, Pairs
 from .wordweights import Apart, WeightsEffect
 
@@ -67,6 +68,14 @@ class Drag(EditControl):
     def weaker(self) -> str:
         """More of the steps."""
         return f"{self.kind} with anchor={min(1.0, self.anchor + 0.3):.2g}"
+
+    def touched(self, source: Source) -> list[float] | None:
+        """Where the object was and where it goes."""
+        found = super().touched(source)
+        if found is None:
+            return None
+        moved = Moved.over(found, (source.grid[-2], source.grid[-1]), self.by, self.to)
+        return [1.0 if i in moved.target else share for i, share in enumerate(found)]
 
     def check(self, call: Call) -> None:
         """Raise ControlError for a drag of nothing."""

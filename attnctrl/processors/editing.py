@@ -14,7 +14,7 @@ from ..effect import Effect, Features
 from ..errors import ControlError
 from ..guests import Guest
 from ..region import Region
-from ..source import SourceGuest
+from ..source import Source, SourceGuest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,10 @@ class EditControl(Control):
     def pairs(self, call: Call) -> Pairs:
         """The pictures' rows, each with the source's row of its half."""
         return call.once("edited pairs", lambda: _pairs(call))
+
+    def touched(self, source: Source) -> list[float] | None:
+        """How much of each image token of an edit may change, for what is measured and kept; None for everywhere."""
+        return None if self.region is None else self.region.weights(source.grid, source.find)
 
     def inside(self, call: Call) -> Tensor | None:
         """How much each image token lies in the region [S_img]; None for everywhere."""

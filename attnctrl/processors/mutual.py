@@ -11,6 +11,7 @@ from ..branch import Blend, Branch, Branches
 from ..control import Call
 from ..effect import Effect, Features
 from ..region import Region
+from ..source import Source
 from .editing import EditControl, Pairs
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ class MutualControl(EditControl):
         if self.target_region is not None and self.region is None:
             raise ValueError("target_region says where the region is in the edit, and there is no region; give both")
         return self
+
+    def touched(self, source: Source) -> list[float] | None:
+        """Where the object was and where it is."""
+        found = super().touched(source)
+        if found is None or self.target_region is None:
+            return found
+        return list(map(max, found, self.target_region.weights(source.grid, source.find)))
 
     def parts(self, call: Call) -> Parts | None:
         """Image tokens by region; None without one."""

@@ -15,6 +15,7 @@ from tiny import tiny_flux, tiny_sd3
 from attnctrl import (
     ConsistEdit,
     ControlError,
+    Drag,
     EditSession,
     NoEffectWarning,
     Region,
@@ -215,3 +216,15 @@ def test_a_session_lets_the_oldest_go(pipe):
         fresh.undo()
     with pytest.raises(ControlError, match="nothing was edited yet"):
         fresh.recipe  # noqa: B018
+
+
+def test_a_drag_may_change_where_the_object_goes_too(pipe):
+    """What is measured and kept: the object's place, its goal, and nothing else."""
+    opened = open_source(pipe, "a fox", **call("FLUX"))
+    corner = Region(box=(0, 0, 0.25, 0.5))
+    moved = edit(pipe, opened, "a fox", Drag(by=(0.5, 0.0)), region=corner, keep=True, compare=False)
+    inside = [light > 127 for light in moved.region.resize((8, 6), Image.Resampling.NEAREST).tobytes()]
+    assert inside == [row < 3 and column in (0, 1, 4, 5) for row in range(6) for column in range(8)]
+    ours, theirs = (x.source.latents[-1].unflatten(0, (6, 8)) for x in (moved, opened))
+    assert torch.equal(ours[3:], theirs[3:])
+    assert not torch.equal(ours[:3, 4:6], theirs[:3, 4:6])
