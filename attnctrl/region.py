@@ -14,8 +14,8 @@ from .pictures import Picture, fit_picture
 
 FINE = 8
 """A box is drawn so many times finer than the grid, so that a token knows how much of it lies inside."""
-THRESHOLD = 0.3
-"""Where words begin, between the least and the greatest attention to them (measured in docs/editing.md)."""
+THRESHOLD = 0.2
+"""Where words begin, between the least and the greatest attention to them (measured in docs/edit-evaluations.md)."""
 
 
 class Region(Description):
