@@ -85,5 +85,5 @@ def _mask(one: Asked, things: Array) -> Array:
     if one.kind == "style":
         return np.ones(things.shape[1:], bool)
     if one.kind in ("background", OUTSIDE):
-        return ~things.any(0)
+        return np.asarray(~things.any(0))
     return np.asarray(things[list(one.objects)].any(0))
