@@ -212,6 +212,10 @@ def test_every_metric_of_an_edit():
     assert (got["edit-success"], got["rest-as-asked"], got["source-as-asked"], got["untaken"]) == (1, 1, 1, 0)
     assert got["region-iou"] == 1
     assert got["background-psnr"] < 10
+    source = np.asarray(drawn().source)
+    kept = np.where(drawn().still[..., None], source, 255 - source)
+    assert values(picture=Image.fromarray(kept))["background-psnr"] == 60, "what changed is not background"
+    assert values(picture=Image.fromarray(kept))["background-ssim"] > 0.8 > values()["background-ssim"]
     same = values(picture=drawn().source, took=False)
     assert (same["background-psnr"], same["background-ssim"], same["canny-ssim"]) == (60, 1, 1)
     assert same["untaken"] == 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image, PngImagePlugin
@@ -52,7 +52,7 @@ class Run:
         folder: Path,
         task: Task | None = None,
     ) -> None:
-        self.task: Task = task or StyleTask(pipe)
+        self.task = task or cast(Task, StyleTask(pipe))
         torch.set_num_threads(config.threads)
         sites = host_of(pipe).sites
         for arm in config.arms:
