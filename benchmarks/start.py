@@ -36,7 +36,7 @@ PICTURES = ('generate "a fox" --style plain', 'generate "a fox" --style plain --
 PAGE = "app --no-browser"
 LACKS = re.compile(r"No such (command|option)|unexpected extra argument", re.IGNORECASE)
 PORTS = count(7931)
-PATIENCE = 120
+PATIENCE = 30
 """Seconds of process time after which a command hangs."""
 HERE = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def took(words: list[str], checkout: Path, flags: tuple[str, ...] = ()) -> tuple
         command = [sys.executable, *flags, "-m", "attnctrl", *words, *out]
         environment, ending = _environment(checkout), {"capture_output": True, "text": True, "preexec_fn": _bounded}
         try:
-            done = subprocess.run(command, env=environment, cwd=folder, timeout=20 * PATIENCE, **ending)
+            done = subprocess.run(command, env=environment, cwd=folder, timeout=3 * PATIENCE, **ending)
         except subprocess.TimeoutExpired:
             return math.inf, ""
     if done.returncode == -signal.SIGXCPU:
