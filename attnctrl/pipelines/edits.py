@@ -66,7 +66,7 @@ def run_edits(
         )  # fmt: skip
         done.append(made)
         edits.append(made)
-    return EditSet(opened, tuple(edits), _finished(pipe, recipe, [one.image for one in done]))
+    return EditSet(opened, tuple(edits), settled(pipe, recipe, [one.image for one in done]))
 
 
 def write_edits(result: EditSet, folder: Path, heading: str = "") -> None:
@@ -110,11 +110,12 @@ def shown_region(picture: Image.Image, region: Image.Image) -> Image.Image:
     return Image.composite(picture.convert("RGB"), dim, region.convert("L"))
 
 
-def _finished(pipe: ControlledPipeline, recipe: EditRecipe, pictures: Sequence[Image.Image]) -> EditRecipe:
+def settled(pipe: ControlledPipeline, recipe: EditRecipe, pictures: Sequence[Image.Image]) -> EditRecipe:
+    """The recipe of finished pictures, the source first, with settings, environment and their hashes written out."""
     prompts = (recipe.prompt, *(one.prompt for one in recipe.edits))
     made = tuple(
         Made(file=f"{i:02d}.png", prompt=prompt, seed=recipe.seed, sha256=pixel_hash(picture))
         for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
     )
-    settled = {**given_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
-    return recipe.model_copy(update=settled)
+    known = {**given_settings(pipe), **recipe.arguments(), "made": made, "environment": environment(pipe)}
+    return recipe.model_copy(update=known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,10 @@ from PIL import Image
 from ...errors import ControlError
 from ...pipelines.captured import Stepped, drawn
 from ...pipelines.editing import Opened, differences, edit, mask_of, open_source, took
+from ...pipelines.edits import settled
 from ...pipelines.generate import check_size
 from ...pipelines.mixin import ControlledPipeline
+from ...pipelines.recipe import Change, EditRecipe
 from ...processors import SharingControl
 from ...processors.attaching import host_of
 from ...region import Region
@@ -96,8 +97,8 @@ class EditTask:
         for name, part in (("region", mask), ("mask", None if changing is None else Image.fromarray(changing))):
             if part is not None:
                 beside[f"pictures/{arm.slug}/{one.id}-{name}.png"] = part
-        recipe = _recipe(config, arm, one, seed, options, region, keep)
-        return Drawn([picture], recipe, measured, beside, seconds)
+        recipe = settled(self.pipe, _recipe(config, arm, one, seed, options, region, keep), [opened.image, picture])
+        return Drawn([picture], recipe.dump(), measured, beside, seconds)
 
     def _shared(self, one: EditCase, seed: int, options: dict[str, Any], stepped: Stepped | None) -> Shared:
         key = one.id, seed, sorted(options.items())
@@ -106,7 +107,7 @@ class EditTask:
                 opened = open_source(self.pipe, one.source, seed=seed, stepped=stepped, **options)
             else:
                 opened = replayed(self.pipe, one.picture, one.source, seed, stepped, **options)
-            noise = opened.source.latents[:1].to(self.pipe.device, self.pipe.transformer.dtype)
+            noise = opened.source.latents[:1].to(host_of(self.pipe).device)
             begin = time.monotonic()
             plain = drawn(self.pipe, one.target, [], {**opened.call, "latents": noise}, stepped=stepped)[0]
             self._last = key, Shared(opened, plain, time.monotonic() - begin, self._sound(one, opened.image))
@@ -161,11 +162,7 @@ def with_threshold(region: Region, threshold: float) -> Region:
 
 def _recipe(
     config: RunConfig, arm: Arm, one: EditCase, seed: int, options: dict[str, Any], region: Region | None, keep: bool
-) -> str:
-    """What made an edit, as JSON: the source's prompt, the run's numbers, and the edit of it."""
-    change = {
-        "prompt": one.target, "of": 0, "control": [control.model_dump(mode="json") for control in arm.control],
-        "region": None if region is None else region.model_dump(mode="json", exclude_defaults=True), "keep": keep,
-    }  # fmt: skip
-    body = {"edit_recipe": 1, "model": config.model, "prompt": one.source, "seed": seed, **options, "edits": [change]}
-    return json.dumps(body, indent=2) + "\n"
+) -> EditRecipe:
+    """What made an edit; `attnctrl run` replays it, but where the source is a picture."""
+    change = Change(prompt=one.target, control=arm.control, region=region, keep=keep)
+    return EditRecipe(model=config.model, prompt=one.source, seed=seed, edits=(change,), **options)

@@ -7,6 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
+from ...pipelines.edits import shown_region
 from ...pipelines.sheets import SheetRow, contact_sheet
 from .arms import Arm
 from .finished import Finished
@@ -24,12 +25,6 @@ def edit_sheet(run: Finished, summary: Summary, rows: int | None = None) -> byte
     body = BytesIO()
     contact_sheet(made, f"{run.config.model}: source, region, methods").save(body, "PNG")
     return body.getvalue()
-
-
-def shown_region(picture: Image.Image, region: Image.Image) -> Image.Image:
-    """A picture dimmed outside of a region."""
-    dim = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, DARK), 0.75)
-    return Image.composite(picture.convert("RGB"), dim, region.convert("L"))
 
 
 def beside(run: Finished, arms: Sequence[Arm], one: str) -> list[tuple[str, Image.Image]]:
