@@ -13,8 +13,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 OLDEST := torch==2.7.1 diffusers==0.37.0 packaging==25.0
 NEWEST := torch==2.15.0 diffusers==0.42.1
 LAID_OVER := $(addprefix tests/,$(addprefix core/test_,off_and_after.py session.py branches.py rehearsal.py views.py fault_threads.py fault_solver.py) \
-	$(addprefix pipelines/test_,controlled.py siblings.py matrix.py guidance_pipelines.py) \
-	$(addprefix methods/test_,sharing_against_naive.py sd3_against_naive.py freecus.py guidance.py))
+	$(addprefix pipelines/test_,controlled.py siblings.py matrix.py guidance_pipelines.py editing.py panorama.py) \
+	$(addprefix methods/test_,sharing_against_naive.py sd3_against_naive.py freecus.py guidance.py editing_runs.py))
 QUICK := $(addprefix tests/core/test_,structure.py where.py words.py pictures.py numbers.py registry.py attention.py branches.py rehearsal.py \
 	views.py session.py off_and_after.py) tests/methods/test_references.py
 
