@@ -30,6 +30,7 @@ from attnctrl.source import Source
 
 ROUNDS, LARGE = 11, 64
 REGION = Region(box=(0.25, 0.25, 0.75, 0.75))
+WORDY = ("exchange", "prompt-to-prompt", "wordweights")
 STOCK, TWO, NAIVE, CAPTURE = "stock, one row", "stock, two rows", "naive, two rows", "opening (capture)"
 
 
@@ -59,12 +60,12 @@ def forms() -> dict[str, Any]:
 
 
 def made(kind: str) -> Any:
-    """A control of a kind with a region; None for one that needs words."""
+    """A control of a kind with a region, and a way to go; None for one that reads words, which this model has not."""
     cls = control_class(kind)
-    needs = [name for name, field in cls.model_fields.items() if field.is_required()]
-    if needs:
+    if kind in WORDY:
         return None
-    return cls(region=REGION) if "region" in cls.model_fields else cls()
+    given = {"region": REGION, "by": (0.25, 0.0)}
+    return cls(**{name: value for name, value in given.items() if name in cls.model_fields})
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
