@@ -64,7 +64,7 @@ def made(kind: str) -> Any:
     cls = control_class(kind)
     if kind in WORDY:
         return None
-    given = {"region": REGION, "by": (0.25, 0.0)}
+    given = {"region": REGION, "by": (0.25, 0.0), "where": {"steps": "all"}}
     return cls(**{name: value for name, value in given.items() if name in cls.model_fields})
 
 
