@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from PIL import Image
+from pydantic import ValidationError
 from test_observing import MODELS, models, options
 from tiny import tiny_flux, tiny_sd3
 
@@ -26,6 +27,7 @@ from attnctrl import (
 )
 from attnctrl.pipelines import editing
 from attnctrl.pipelines.edits import run_edits
+from attnctrl.pipelines.recipe import EditRecipe
 
 OURS = {
     "FLUX": lambda: tiny_flux(cls=controlled(FluxPipeline)),
@@ -201,6 +203,11 @@ def test_a_session_goes_back_and_forth_and_its_recipe_replays(model):
     again = run_edits(pipe, session.recipe, compare=False)
     drawn = [one.image.tobytes() for one in (first, second, third)]
     assert [one.tobytes() for one in again.pictures[1:]] == drawn
+
+
+def test_a_recipe_s_edits_are_of_earlier_pictures():
+    with pytest.raises(ValidationError, match="edit 2 is of picture 2, which comes later; 0 is the source"):
+        EditRecipe(prompt="a fox", edits=[{"prompt": "an owl"}, {"prompt": "a hat", "of": 2}])
 
 
 def test_a_session_lets_the_oldest_go(pipe):

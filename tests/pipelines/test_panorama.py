@@ -7,12 +7,14 @@ import itertools
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from PIL import Image
 from test_observing import MODELS, models, options
 from tiny import tiny_flux, tiny_sd3
 
 from attnctrl import AlignedStyle, ControlError, Recipe, controlled, generate
 from attnctrl.host import host_of
 from attnctrl.pipelines.panorama import joined, panorama
+from attnctrl.pipelines.sheets import SheetRow, contact_sheet
 
 PROMPTS = ("a fox", "an owl", "a hat")
 CALL = {name: value for name, value in options("FLUX", False).items() if name != "generator"}
@@ -92,3 +94,9 @@ def test_a_recipe_s_panorama_replays_under_a_control(make, stock):
 def test_what_is_no_panorama(pipe, prompts, overlap, said):
     with pytest.raises(ControlError, match=said):
         panorama(pipe, prompts, overlap=overlap, **CALL)
+
+
+def test_a_wide_picture_is_shown_wide():
+    """By its shorter side, so that it is no strip of 192 px."""
+    wide, square = (contact_sheet([SheetRow("", [Image.new("RGB", size)], [""])]) for size in ((144, 64), (64, 64)))
+    assert wide.width - square.width > 192
