@@ -35,7 +35,9 @@ def ran_with(device: str, dtype: str, threads: int) -> str:
 
 
 BAD = [
-    *table(TWO, """
+    *table(
+        TWO,
+        """
 --size 1000000 | height
 --size 4096 | at most 384 px
 --size 20000 | height
@@ -173,12 +175,16 @@ BAD = [
 --load no.py | there is no such file
 --load {text} | Python file
 --load {broken} | line 1
-"""),
-    *table(ONE, """
+""",
+    ),
+    *table(
+        ONE,
+        """
 --blocks 1 | of a style
 --at-steps 1 | of a style
 --control softpag:u=0.1:0.2,heads=L1H1 | 2 numbers for 1
-"""),
+""",
+    ),
     (["generate"], "Missing argument"),
     (["generate", "a fox"], "one prompt has nothing to share"),
     (["generate", "a \udcff", "b"], "prompts"),
@@ -238,7 +244,9 @@ BAD = [
     (["app", "--no-browser", "--host", ""], "is not found"),
     (["app", "--no-browser", "--host", "a b"], "is not found"),
     ([""], "No such command"),
-    *table(["run"], """
+    *table(
+        ["run"],
+        """
 no.json | cannot read the recipe
 {folder} | cannot read the recipe
 {text} | Invalid JSON
@@ -247,46 +255,55 @@ no.json | cannot read the recipe
 {bomb} | cannot read the recipe
 {torn} | carries no recipe
 --device | requires an argument
-"""),
+""",
+    ),
     (["run"], "Missing argument"),
-    *[(["run", "{recipe:" + body + "}"], says) for body, says in {
-        "[]": "object",
-        "null": "object",
-        '{"prompts": []}': "prompts",
-        '{"prompts": "a"}': "prompts",
-        '{"prompts": [1]}': "prompts",
-        '{"prompts": ["a"], "stile": 1}': "stile",
-        '{"prompts": ["a"], "model": "nosuch"}': "there is no model",
-        '{"prompts": ["a"], "height": 1000000000}': "height",
-        '{"prompts": ["a"], "height": 0}': "height",
-        '{"prompts": ["a"], "width": -8}': "width",
-        '{"prompts": ["a"], "width": 60}': "64 is the nearest",
-        '{"prompts": ["a"], "width": true}': "width",
-        '{"prompts": ["a"], "seed": -1}': "seed",
-        '{"prompts": ["a"], "seed": 1e400}': "seed",
-        '{"prompts": ["a"], "num_inference_steps": 100000}': "num_inference_steps",
-        '{"prompts": ["a"], "batch_size": 1}': "batch_size",
-        '{"prompts": ["a"], "guidance_scale": -1}': "guidance_scale",
-        '{"prompts": ["a"], "guidance_scale": 1e308}': "guidance_scale",
-        '{"prompts": ["a"], "max_sequence_length": 999999}': "max_sequence_length",
-        '{"prompts": ["a"], "recipe": 2}': "recipe",
-        '{"prompts": ["a"], "control": [{"kind": "x"}]}': "there is no control",
-        '{"prompts": ["a"], "control": [7]}': "described by its kind",
-        '{"prompts": ["a"], "control": {"kind": "nag"}}': "control",
-        '{"prompts": ["a"], "control": [{"kind": "nag", "strength": 1e30}]}': "beyond 1000",
-        '{"prompts": ["a"], "control": [{"kind": "nag", "where": {"steps": "99"}}]}': "steps 0-23",
-        '{"prompts": ["a"], "control": [{"kind": "freecus"}]}': "reference",
-        '{"prompts": ["a"], "control": [{"kind": "freecus", "reference": {"picture": "x"}}]}': "no picture",
-        ran_with("cpu", "float32", 0): "threads",
-        ran_with("cpu", "float32", -5): "threads",
-        ran_with("cpu", "float32", 10**9): "threads",
-        ran_with("gpu", "float32", 1): "no device",
-        ran_with("cpu", "int3", 1): "choose float32",
-    }.items()],
+    *[
+        (["run", "{recipe:" + body + "}"], says)
+        for body, says in {
+            "[]": "object",
+            "null": "object",
+            '{"prompts": []}': "prompts",
+            '{"prompts": "a"}': "prompts",
+            '{"prompts": [1]}': "prompts",
+            '{"prompts": ["a"], "stile": 1}': "stile",
+            '{"prompts": ["a"], "model": "nosuch"}': "there is no model",
+            '{"prompts": ["a"], "height": 1000000000}': "height",
+            '{"prompts": ["a"], "height": 0}': "height",
+            '{"prompts": ["a"], "width": -8}': "width",
+            '{"prompts": ["a"], "width": 60}': "64 is the nearest",
+            '{"prompts": ["a"], "width": true}': "width",
+            '{"prompts": ["a"], "seed": -1}': "seed",
+            '{"prompts": ["a"], "seed": 1e400}': "seed",
+            '{"prompts": ["a"], "num_inference_steps": 100000}': "num_inference_steps",
+            '{"prompts": ["a"], "batch_size": 1}': "batch_size",
+            '{"prompts": ["a"], "guidance_scale": -1}': "guidance_scale",
+            '{"prompts": ["a"], "guidance_scale": 1e308}': "guidance_scale",
+            '{"prompts": ["a"], "max_sequence_length": 999999}': "max_sequence_length",
+            '{"prompts": ["a"], "recipe": 2}': "recipe",
+            '{"prompts": ["a"], "control": [{"kind": "x"}]}': "there is no control",
+            '{"prompts": ["a"], "control": [7]}': "described by its kind",
+            '{"prompts": ["a"], "control": {"kind": "nag"}}': "control",
+            '{"prompts": ["a"], "control": [{"kind": "nag", "strength": 1e30}]}': "beyond 1000",
+            '{"prompts": ["a"], "control": [{"kind": "nag", "where": {"steps": "99"}}]}': "steps 0-23",
+            '{"prompts": ["a"], "control": [{"kind": "freecus"}]}': "reference",
+            '{"prompts": ["a"], "control": [{"kind": "freecus", "reference": {"picture": "x"}}]}': "no picture",
+            ran_with("cpu", "float32", 0): "threads",
+            ran_with("cpu", "float32", -5): "threads",
+            ran_with("cpu", "float32", 10**9): "threads",
+            ran_with("gpu", "float32", 1): "no device",
+            ran_with("cpu", "int3", 1): "choose float32",
+        }.items()
+    ],
     *table(["info"], "--model nosuch | there is no model\n--model a/b/c | there is no model\nx | unexpected"),
     *table(["methods"], "nagg | did you mean nag\n--all | No such option\n_ | there is no control"),
-    *table(["demo"], "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | is a file; name a new folder"),
-    *table(APP, """
+    *table(
+        ["demo"],
+        "--seed x | --seed\n--seed -1 | --seed\n--size 3 | No such option\n--out {text} | is a file; name a new folder",
+    ),
+    *table(
+        APP,
+        """
 --port 99999 | 1 to 65535
 --port -1 | 1 to 65535
 --port 0 | 1 to 65535
@@ -304,8 +321,11 @@ no.json | cannot read the recipe
 --device gpu | no device
 --dtype x | choose float32
 --offload x | choose none
-"""),
-    *table(LOOK, """
+""",
+    ),
+    *table(
+        LOOK,
+        """
 --word dragon | no word
 --word fox~beach | no word
 --word , | no word
@@ -325,103 +345,7 @@ no.json | cannot read the recipe
 --model nosuch | there is no model
 --device gpu9 | no device
 --out {used} | exists already
-"""),
+""",
+    ),
     (["attention", "a fox"], "Missing option"),
-    *[(words, says) for command in (SEARCH, ATLAS, HEADS, STYLE, EDITS) for words, says in table(command, """
---size 60 | 64 is the nearest
---size 9999 | at most
---steps 0 | num_inference_steps
---threads 0 | threads
---threads 99999999 | threads
---model nosuch | there is no model
---device gpu9 | no device
---out {text} | file
---seed x | --seed
-""")],
-    *table(SEARCH, """
---seeds 0-99999999999 | at most 100000 seeds
---seeds 99999999999999999999 | at most 100000 seeds
---seeds 4-2 | runs backwards
---seeds x | write 0-4
---rounds 0 | rounds
---seeds 1,1 | given twice
---seeds -1 | write 0-4
---blocks 99 | out of range
---strength 0 | strength
---u 0 | u
---top-k -1 | top_k
---blocks 0-5/0 | blocks
---u 2 | u
---strength nan | strength
---strength 1e30 | strength
---batch-size 0 | batch_size
---objective contrst | did you mean contrast
---objective os:system | own library
---objective json:dumps | own library
---objective nosuch:thing | no objective
---objective sum: | needs
---objective harmonic:2*contrast+nosuch | no objective
---objective color | needs
---objective contrast:7 | nothing after the colon
---prompts no.txt | cannot read the prompts
---prompts {folder} | cannot read the prompts
---prompts {empty} | holds no prompt
---prompts {picture} | no text file
-"""),
-    *table(CHECK, """
---random-sets -1 | random_sets
---out x.txt | NAME.json
---seeds 0-99999999999 | at most 100000 seeds
---u 7 | u
---strength -1 | strength
---out {folder} | NAME.json
---out /proc/x/y.json | cannot be written
-"""),
-    (["heads", "check", "nosuch", *CHECK[3:]], "there is no preset"),
-    (["heads", "nosuch"], "No such command"),
-    (["heads", "presets", "x"], "unexpected"),
-    *table(HEADS, "--repeats 0 | repeats\n--random-sets -2 | random_sets\n--u 3 | u\n--guidance-scale inf | guidance"),
-    *table(STYLE, """
---methods nosuch | no
---methods aligned:blocks=99 | out of range
---methods aligned:steps=90 | steps 0-23
---true-cfg-scale 3 | its classifier-free guidance is guidance_scale
---sweep strength | sweep
---sets no.jsonl | sets
---first 0 | choose 1 to
---batch-size 0 | batch_size
---guidance-scale -1 | guidance_scale
---seed -1 | seed
-"""),
-    *table(EDITS, """
---set nosuch | there are no edits 'nosuch'
---set {text} | line 1 is no JSON
---set {empty} | line 1 is no JSON
---set {picture} | cannot read the edits
---set {folder} | is no folder of PIE-Bench
---first 0 | choose 1 to 210
---methods nosuch | no method is called
---methods alignedgen | no method is called
---methods consistedit:alpha=2 | alpha
---methods consistedit:region=car | region
---methods consistedit:threshold=1 | threshold
---methods consistedit:region=judged;threshold=0.1 | a threshold is of words
---methods inpaint:region=everywhere | keep keeps
---methods inpaint:keep=false | no setting 'keep'
---methods plain --sweep threshold=0.1 | none of the methods
---methods plain --baseline copy | no method 'copy'
-"""),
-    *table(MASKS, """
---scenes 0 | --scenes
---steps 0 | num_inference_steps
---model nosuch | there is no model
---artwork no.npz | there is no artwork
---out {used} | exists already
-"""),
-    (["eval"], ""),
-    (["nosuch"], "No such command"),
-    (["--bogus"], "No such option"),
-    (["embedded", "train", "nosuch"], "is unknown"),
-    (["embedded", "export", "nosuch"], "is unknown"),
-    (["embedded", "nosuch"], "No such command"),
-]  # fmt: skip
+]

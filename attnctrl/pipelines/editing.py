@@ -162,7 +162,7 @@ def _within(control: Control, region: Region | None) -> Control:
 
 def mask_of(region: Region, source: Source, size: tuple[int, int]) -> Image.Image:
     """A region of a source as a grey picture of `size`, width and height in px; ControlError for words not there."""
-    return region.image(source.grid, source.find).resize(size, Image.Resampling.NEAREST)
+    return _mask(region.weights(source.grid, source.find), source, size)
 
 
 def differences(one: Image.Image, other: Image.Image, mask: Image.Image | None) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -189,9 +190,18 @@ def read_recipe(path: str | Path) -> Recipe | EditRecipe:
                 raise ControlError(f"{path} carries no recipe; use a PNG made by attnctrl, or its recipe.json")
         else:
             text = path.read_text(encoding="utf-8")
-        return (EditRecipe if '"edit_recipe":' in text else Recipe).model_validate_json(text)
+        return (EditRecipe if _of_edits(text) else Recipe).model_validate_json(text)
     except ValidationError as fault:
         raise ControlError(f"{path}: {explain(fault)}") from None
     except (OSError, UnicodeDecodeError, SyntaxError, Image.DecompressionBombError) as fault:
         reason = getattr(fault, "strerror", None) or "it is no text file"
         raise ControlError(f"cannot read the recipe {path}: {reason}") from None
+
+
+def _of_edits(text: str) -> bool:
+    """Whether a recipe's text says that it is one of edits."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and "edit_recipe" in body

@@ -10,11 +10,15 @@ import time
 import zlib
 from pathlib import Path
 
+import bad_evaluations
+import bad_inputs
 import pytest
-from bad_inputs import BAD, ONE, OUT
+from bad_inputs import ONE, OUT
 from PIL import Image
 
 from attnctrl.app import app_cli, attention_cli, cli, eval_cli, eval_edit_cli, eval_run, heads_cli
+
+BAD = [*bad_inputs.BAD, *bad_evaluations.BAD]
 
 
 def test_there_are_many():

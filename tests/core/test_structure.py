@@ -43,6 +43,12 @@ def test_imports_run_one_way_and_files_are_small(path):
     assert not above, f"{path.name} imports upwards: {above}"
 
 
+def test_no_other_room_is_over_400_lines():
+    others = [path for name in ("tests", "benchmarks", "examples") for path in (ROOT / name).rglob("*.py")]
+    assert others
+    assert not [path.name for path in others if len(path.read_text().splitlines()) > 400]
+
+
 def imported_files(path: Path) -> set[Path]:
     """The files of the package that a file imports from, for types too."""
     found: set[Path] = set()

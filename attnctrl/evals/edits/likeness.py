@@ -7,11 +7,11 @@ from typing import TypeAlias
 
 import cv2
 import numpy as np
+from skimage.metrics import structural_similarity
 
 Array: TypeAlias = np.ndarray
 MOST = 60.0
 """The PSNR of equal pictures, in dB; no more is told apart."""
-_WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
 _LOW, _HIGH = 100, 200
 """Canny's thresholds on 8-bit grey."""
 
@@ -32,7 +32,10 @@ def ssim(a: Array, b: Array, part: Array | None = None) -> float | None:
     """
     if part is not None and not part.any():
         return None
-    values = _map(a.astype(np.float64) / 255, b.astype(np.float64) / 255)
+    values: Array = structural_similarity(
+        a, b, data_range=255, channel_axis=-1 if a.ndim == 3 else None, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, full=True,
+    )[1]  # fmt: skip
     if values.ndim == 3:
         values = values.mean(-1)
     return float((values if part is None else values[part]).mean())
@@ -55,16 +58,3 @@ def widened(part: Array, by: int) -> Array:
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * by + 1, 2 * by + 1))
     grown: Array = cv2.dilate(part.astype(np.uint8), kernel) > 0
     return grown
-
-
-def _map(a: Array, b: Array) -> Array:
-    """SSIM at every pixel, population variances."""
-    x, y = _mean(a), _mean(b)
-    xx, yy, xy = _mean(a * a) - x * x, _mean(b * b) - y * y, _mean(a * b) - x * y
-    found: Array = ((2 * x * y + _C1) * (2 * xy + _C2)) / ((x * x + y * y + _C1) * (xx + yy + _C2))
-    return found
-
-
-def _mean(x: Array) -> Array:
-    smooth: Array = cv2.GaussianBlur(x, (_WINDOW, _WINDOW), _SIGMA, borderType=cv2.BORDER_REFLECT)
-    return smooth

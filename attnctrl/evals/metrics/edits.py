@@ -67,7 +67,7 @@ class DrawnEdit:
 def make(name: str, argument: str, models: Models) -> Callable[[DrawnEdit], float | None]:
     """The metric of an edit in kinds.KINDS; ControlError for extras not installed."""
     try:
-        from ..edits import likeness  # noqa: F401 - OpenCV
+        from ..edits import likeness  # noqa: F401 - OpenCV and scikit-image
     except ImportError as fault:
         raise ControlError(f"{name} needs {fault.name or fault}: pip install 'attnctrl[train,eval]'") from fault
     return _MEASURES[name]

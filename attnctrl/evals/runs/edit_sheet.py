@@ -15,7 +15,6 @@ from .summary import Summary, worst_first
 
 ROWS = 21
 """Edits on a sheet unless asked for more: three of each of the shipped kinds."""
-DARK = "#202024"
 
 
 def edit_sheet(run: Finished, summary: Summary, rows: int | None = None) -> bytes:

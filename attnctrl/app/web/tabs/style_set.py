@@ -136,7 +136,7 @@ def build(frame: Frame) -> None:
             with gr.Row():
                 sharing = [(cls.title or cls.__name__, kind) for kind, cls in controls("sharing").items()]
                 sharing += [(one.title, name) for name, one in presets("sharing").items()]
-                method = gr.Dropdown(sharing, value=USUAL, label="Method", min_width=140)
+                method = gr.Dropdown(sharing, value=USUAL, label="Method", min_width=260)
                 strength = gr.Slider(0, 2, 1.0, step=0.05, label="Strength", info="0 off, 1 as published")
             chosen = settings(frame.engine)
             with gr.Row():
